@@ -1,0 +1,1 @@
+"""Vision transformers in plain PyTorch: normalised images in, named tensors out."""

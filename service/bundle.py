@@ -1,0 +1,280 @@
+"""The bundle on disk, where offline and online meet: ``<repository>/<name>/<version>/`` with a manifest and graphs."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from service.errors import BadBundle
+from service.geometry import Geometry, Size
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,255}$")]
+Task = Literal["classify", "detect", "segment", "attention", "embed"]
+Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
+GraphKind = Literal["serve", "explain"]
+
+
+class Strict(BaseModel):
+    """Immutable, and a field that nobody declared is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class File(Strict):
+    """What a file of the bundle must be, to the byte."""
+
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    size_bytes: int = Field(ge=0)
+
+
+class Tensor(Strict):
+    """One input or output of a graph; -1 in ``shape`` is the batch axis, and H and W of the canvas."""
+
+    name: str
+    role: str
+    dtype: Literal["uint8", "int32", "int64", "float32"]
+    shape: list[int]
+
+
+class Graph(Strict):
+    """One ONNX file: what it computes, for which canvas, in which stored precision."""
+
+    file: FileName
+    kind: GraphKind
+    canvas: Size
+    precision: Precision
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class Label(Strict):
+    """One class; ``isthing`` and ``color`` (RGB) belong to segmentation."""
+
+    id: int = Field(ge=0)
+    name: str
+    isthing: bool | None = None
+    color: tuple[int, int, int] | None = None
+
+
+class Parity(Strict):
+    """What one runtime in one precision was measured to do, against the checkpoint in PyTorch fp32, on ``images`` pictures."""
+
+    runtime: Literal["onnxruntime", "openvino", "tensorrt"]
+    precision: Precision
+    canvas: Size
+    images: int = Field(ge=1)
+    max_error: float = Field(description="largest absolute error of a probability, or of an embedding without a head")
+    rms_error: float = Field(description="root mean square of the same")
+    cosine: float = Field(description="smallest cosine of centred logits (or of embeddings) over the pictures")
+    top1_agreement: float | None = Field(default=None, ge=0, le=1)
+
+
+class Explain(Strict):
+    """What the ``explain`` graph and the class-token side branch hold; tokens are counted in the sequence."""
+
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    patch_size: int = Field(ge=1)
+    prefix_tokens: list[Literal["class", "distillation", "register"]]
+
+
+class Accuracy(Strict):
+    """A score on held-out data, as measured through the exported graph."""
+
+    dataset: str
+    metric: str
+    value: float
+    images: int = Field(ge=1)
+    runtime: str
+    precision: Precision
+
+
+class Provenance(Strict):
+    """Where the weights came from and what turned them into graphs."""
+
+    source: str
+    revision: str | None = None
+    sha256: str
+    license: str | None = None
+    architecture: str
+    exporter: dict[str, str]
+    ignored_weights: list[str] = []
+
+
+class Defaults(Strict):
+    """Parameters of a request that names none."""
+
+    top_k: int = Field(default=5, ge=1)
+    threshold: float = Field(default=0.0, ge=0, le=1)
+
+
+class Manifest(Strict):
+    """All that the server knows of a model, besides the arithmetic in its graphs."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: Name
+    version: Name
+    family: Name
+    tasks: list[Task] = Field(min_length=1)
+    geometry: Geometry
+    graphs: list[Graph] = Field(min_length=1)
+    files: dict[FileName, File]
+    labels: list[Label] = []
+    activation: Literal["softmax", "sigmoid"] | None = None
+    defaults: Defaults = Defaults()
+    explain: Explain | None = None
+    parity: list[Parity] = []
+    accuracy: list[Accuracy] = []
+    provenance: Provenance
+    parameters: int = Field(ge=1)
+    macs: int = Field(ge=1, description="multiply-accumulates of one picture at the first canvas")
+
+    @property
+    def canvases(self) -> list[Size]:
+        """Canvases in the exporter's order, the default first."""
+        return list(dict.fromkeys(graph.canvas for graph in self.graphs if graph.kind == "serve"))
+
+    def graph(self, kind: GraphKind, canvas: Size, precision: Precision) -> Graph | None:
+        """The graph to run; reduced precisions that a runtime makes by itself start from the fp32 file."""
+        found = {
+            graph.precision: graph
+            for graph in self.graphs
+            if graph.kind == kind and graph.canvas == canvas
+        }
+        return found.get(precision) or found.get("fp32")
+
+    def proven(self, runtime: str, precision: str) -> bool:
+        """Whether the exporter measured this pair on every canvas, and let it pass."""
+        measured = {p.canvas for p in self.parity if (p.runtime, p.precision) == (runtime, precision)}
+        return measured >= set(self.canvases)
+
+
+class Bundle(BaseModel):
+    """A manifest and the folder that it describes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, graph: Graph) -> Path:
+        """Where a graph's file lies."""
+        return self.folder / graph.file
+
+    def verify(self) -> None:
+        """Check size and digest of every file.
+
+        Raises:
+            BadBundle: naming the file, what was found and what was expected.
+        """
+        for name, expected in self.manifest.files.items():
+            path = self.folder / name
+            if not path.is_file():
+                raise BadBundle(
+                    f"{path} is missing; {MANIFEST} lists it with {expected.size_bytes} bytes. "
+                    "Copy the bundle again or export it anew."
+                )
+            size = path.stat().st_size
+            if size != expected.size_bytes:
+                raise BadBundle(
+                    f"{path} has {size} bytes; {MANIFEST} expects {expected.size_bytes}. "
+                    "Copy the bundle again or export it anew."
+                )
+            digest = digest_of(path)
+            if digest != expected.sha256:
+                raise BadBundle(
+                    f"{path} has sha256 {digest}; {MANIFEST} expects {expected.sha256}. "
+                    "The file was changed after export; copy the bundle again or export it anew."
+                )
+
+
+def digest_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read the manifest of one version folder; the graphs are not opened (see ``Bundle.verify``).
+
+    Raises:
+        BadBundle: the manifest is missing, is no JSON, has another schema version, or contradicts itself.
+    """
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadBundle(
+            f"{path} is missing: a version folder without it is no bundle. Finish the export or remove the folder."
+        ) from None
+    except ValueError as error:
+        raise BadBundle(f"{path} is not JSON ({error}). Copy the bundle again or export it anew.") from None
+    found = raw.get("schema_version") if isinstance(raw, dict) else None
+    if found != SCHEMA_VERSION:
+        raise BadBundle(
+            f"{path} has schema_version {found!r}; this server reads version {SCHEMA_VERSION}. "
+            "Export the model again with this release, or run the release that wrote it."
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadBundle(
+            f"{path}: {where}: {first['msg']} (found {first['input']!r:.80}). "
+            f"{error.error_count()} field(s) are wrong in all; export the model again."
+        ) from None
+    _check_consistent(path, manifest)
+    return Bundle(folder=folder, manifest=manifest)
+
+
+def load_repository(repository: Path) -> list[Bundle]:
+    """The newest version of every model below ``repository``, by name.
+
+    Versions are compared number by number ("10" is newer than "9"). Folders without a manifest are unfinished and do not
+    exist for the server.
+
+    Raises:
+        BadBundle: there is no such folder, no model in it, or a manifest is wrong.
+    """
+    if not repository.is_dir():
+        raise BadBundle(f"{repository} is no folder; name a model repository, <repository>/<model>/<version>/{MANIFEST}.")
+    versions: dict[str, list[Path]] = {}
+    for manifest in repository.glob(f"*/*/{MANIFEST}"):
+        versions.setdefault(manifest.parent.parent.name, []).append(manifest.parent)
+    if not versions:
+        raise BadBundle(
+            f"{repository} holds no model: no file matches <model>/<version>/{MANIFEST}. "
+            f"Write one with: saccade export SOURCE --out {repository}"
+        )
+    return [load_bundle(max(versions[name], key=_version_key)) for name in sorted(versions)]
+
+
+def _version_key(folder: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[._-]", folder.name)]
+
+
+def _check_consistent(path: Path, manifest: Manifest) -> None:
+    if (manifest.name, manifest.version) != (path.parent.parent.name, path.parent.name):
+        raise BadBundle(
+            f"{path} says it is {manifest.name!r} version {manifest.version!r}, but lies in "
+            f"{path.parent.parent.name}/{path.parent.name}. Rename the folders to match."
+        )
+    unlisted = {graph.file for graph in manifest.graphs} - manifest.files.keys()
+    if unlisted:
+        raise BadBundle(f"{path} names graphs without a digest in 'files': {', '.join(sorted(unlisted))}.")
+    for task in ("classify", "segment", "detect"):
+        if task in manifest.tasks and not manifest.labels:
+            raise BadBundle(f"{path} offers the task {task!r} and lists no labels.")
+    if "attention" in manifest.tasks and manifest.explain is None:
+        raise BadBundle(f"{path} offers the task 'attention' and has no 'explain' section.")
+    ids = [label.id for label in manifest.labels]
+    if len(set(ids)) != len(ids):
+        raise BadBundle(f"{path} lists a label id twice.")

@@ -1,0 +1,147 @@
+"""Everything that can go wrong, along the path of a request; nothing here knows of HTTP.
+
+    settings --> bundle --> request --> bytes --> image --> job --> batch --> answer
+    BadSettings  BadBundle  InvalidParameter      BadImage       Overloaded   RuntimeFailed
+                            UnknownModel          UnsupportedFormat           WorkerLost
+                            UnsupportedTask       TooLarge                    DeadlineExceeded
+                            InvalidBody                                       NotReady
+
+A message says what was found, what is allowed, and what to do. ``ClientError`` is the caller's to mend, ``ServerError``
+ours; ``StartError`` stops the start of a process.
+"""
+
+
+class ServiceError(Exception):
+    """Base of all; ``code`` is stable and machine-readable, ``str(error)`` is for people."""
+
+    code = "error"
+
+    def __init__(self, message: str, **facts: float | str | list[str]) -> None:
+        super().__init__(message)
+        self.facts = facts
+
+
+class StartError(ServiceError):
+    """The process cannot start, or a command line tool cannot do what it was asked."""
+
+    code = "start"
+
+
+class BadSettings(StartError):
+    """A setting is out of bounds, contradicts another, or does not exist."""
+
+    code = "bad_settings"
+
+
+class BadBundle(StartError):
+    """A bundle on disk is damaged, of another version, or does not hold what its manifest says."""
+
+    code = "bad_bundle"
+
+
+class ClientError(ServiceError):
+    """The request cannot be answered as it stands."""
+
+    code = "client_error"
+
+
+class InvalidBody(ClientError):
+    """The body is not what its content type says: broken multipart or JSON, no image, bad base64."""
+
+    code = "invalid_body"
+
+
+class InvalidParameter(ClientError):
+    """A parameter is unknown, out of range, or not available for this model."""
+
+    code = "invalid_parameter"
+
+
+class UnknownModel(ClientError):
+    """No model of that name is served."""
+
+    code = "unknown_model"
+
+
+class UnsupportedTask(ClientError):
+    """The model exists and does not do what was asked of it."""
+
+    code = "unsupported_task"
+
+
+class BadImage(ClientError):
+    """The bytes claim an allowed format and cannot be decoded."""
+
+    code = "bad_image"
+
+
+class UnsupportedFormat(ClientError):
+    """The bytes are no picture, or in a format that is not allowed."""
+
+    code = "unsupported_format"
+
+
+class TooLarge(ClientError):
+    """More bytes, pixels, pictures or frames than the server accepts."""
+
+    code = "too_large"
+
+
+class SlowBody(ClientError):
+    """The body did not arrive in time."""
+
+    code = "slow_body"
+
+
+class ServerError(ServiceError):
+    """The request was fine and could not be answered."""
+
+    code = "server_error"
+
+
+class RetryLater(ServerError):
+    """Not now; ``retry_after_s`` says when to come back."""
+
+    code = "retry_later"
+
+    def __init__(
+        self, message: str, retry_after_s: float = 1.0, **facts: float | str | list[str]
+    ) -> None:
+        super().__init__(message, **facts)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(RetryLater):
+    """The queue is full by count or by bytes."""
+
+    code = "overloaded"
+
+
+class NotReady(RetryLater):
+    """The worker is starting, restarting or draining."""
+
+    code = "not_ready"
+
+
+class WorkerLost(RetryLater):
+    """The worker died while it held this job, and could not be retried."""
+
+    code = "worker_lost"
+
+
+class DeadlineExceeded(ServerError):
+    """The answer would have come after the deadline."""
+
+    code = "deadline_exceeded"
+
+
+class RuntimeFailed(ServerError):
+    """The runtime raised on this item, or returned what its manifest does not promise."""
+
+    code = "runtime_failed"
+
+
+def leaves(kind: type[ServiceError] = ServiceError) -> list[type[ServiceError]]:
+    """Every error class that has no subclass, below ``kind``."""
+    below = kind.__subclasses__()
+    return [kind] if not below else [leaf for child in below for leaf in leaves(child)]

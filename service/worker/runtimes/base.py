@@ -1,0 +1,33 @@
+"""What the worker asks of a runtime."""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Arrays = dict[str, NDArray[Any]]
+
+
+class Runtime(Protocol):
+    """One compiled graph on one device."""
+
+    name: str
+    """Library: ``onnxruntime``, ``openvino`` or ``tensorrt``."""
+    precision: str
+    """Arithmetic that really runs: ``fp32``, ``bf16`` ..."""
+    inputs: dict[str, tuple[str, tuple[int | None, ...]]]
+    """Name to (numpy dtype name, shape) as the compiled graph states them; None is the batch axis."""
+    outputs: dict[str, tuple[str, tuple[int | None, ...]]]
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Run one batch, arrays by graph input name in, by graph output name out; may raise anything."""
+        ...
+
+
+def example_inputs(runtime: Runtime, batch: int) -> Arrays:
+    """Zeros of the shapes that the graph takes, for a warm-up run."""
+    return {
+        name: np.zeros((batch, *(side or 1 for side in shape[1:])), dtype=dtype)
+        for name, (dtype, shape) in runtime.inputs.items()
+    }
