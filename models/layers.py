@@ -18,7 +18,9 @@ class Mlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """Gated MLP (Shazeer 2020, arXiv 2002.05202): ``(silu(x W1) * x W2) W3`` with W1 and W2 in one product."""
+    """Gated MLP (Shazeer 2020, arXiv 2002.05202): ``(silu(x W1) * x W2) W3`` with W1 and W2 in one
+    product.
+    """
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -42,7 +44,9 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, arXiv 1706.03762)."""
+    """Multi-head self-attention, softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, arXiv
+    1706.03762).
+    """
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -53,7 +57,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
         q, k, v = self._project(x)
-        # Written out, not F.scaled_dot_product_attention: the exporter would wrap that softmax in IsNaN and Where.
+        # Written out, not F.scaled_dot_product_attention: the exporter would wrap that softmax in
+        # IsNaN and Where.
         weights = (q @ k.transpose(-2, -1)).softmax(dim=-1)
         return self.proj((weights @ v).transpose(1, 2).flatten(2))
 

@@ -1,8 +1,8 @@
 """Vision Transformer and the relatives that share its body.
 
-Dosovitskiy et al. 2020, arXiv 2010.11929, eq. 1-4; DeiT and its distilled form: Touvron et al. 2020, arXiv 2012.12877;
-mean-pooled fine-tuning of MAE: He et al. 2021, arXiv 2111.06377; DINOv2: Oquab et al. 2023, arXiv 2304.07193; registers:
-Darcet et al. 2023, arXiv 2309.16588.
+Dosovitskiy et al. 2020, arXiv 2010.11929, eq. 1-4; DeiT and its distilled form: Touvron et al.
+2020, arXiv 2012.12877; mean-pooled fine-tuning of MAE: He et al. 2021, arXiv 2111.06377; DINOv2:
+Oquab et al. 2023, arXiv 2304.07193; registers: Darcet et al. 2023, arXiv 2309.16588.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ Pool = Literal["class", "distilled", "mean", "class_and_mean"]
 class ViTConfig:
     """Dimensions of one network at one canvas; ``canvas`` is (height, width) in pixels.
 
-    ``pool`` says what the head reads: the class token; class and distillation token through a head each, averaged (DeiT);
-    the mean of the patch tokens, normalised after pooling (MAE); or class token and patch mean side by side (DINOv2).
-    ``classes`` is 0 for a network without a head.
+    ``pool`` says what the head reads: the class token; class and distillation token through a head
+    each, averaged (DeiT); the mean of the patch tokens, normalised after pooling (MAE); or class
+    token and patch mean side by side (DINOv2). ``classes`` is 0 for a network without a head.
     """
 
     canvas: tuple[int, int]
@@ -54,7 +54,9 @@ class ViTConfig:
 
     @property
     def class_tokens(self) -> int:
-        """Leading tokens that carry a position of their own: class, and distillation where there is one."""
+        """Leading tokens that carry a position of their own: class, and distillation where there is
+        one.
+        """
         return 2 if self.pool == "distilled" else 1
 
     @property
@@ -67,7 +69,9 @@ class ViTConfig:
 
 
 class Block(nn.Module):
-    """Pre-norm encoder block (arXiv 2010.11929, eq. 2-3), with LayerScale where the config asks for it."""
+    """Pre-norm encoder block (arXiv 2010.11929, eq. 2-3), with LayerScale where the config asks for
+    it.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -93,9 +97,9 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images (B, 3, H, W), normalised, to named tensors.
 
-    ``tokens`` (B, N, D) after the final norm (before it where ``pool`` is "mean"), ``embedding`` (B, D; 2 D for
-    "class_and_mean"), ``attention`` (B, h, P) of the last block's class token to the P patches, and, where there is a
-    head, ``logits`` (B, K).
+    ``tokens`` (B, N, D) after the final norm (before it where ``pool`` is "mean"), ``embedding``
+    (B, D; 2 D for "class_and_mean"), ``attention`` (B, h, P) of the last block's class token to the
+    P patches, and, where there is a head, ``logits`` (B, K).
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -105,7 +109,9 @@ class ViT(nn.Module):
         self.patch_embed = nn.Conv2d(3, dim, config.patch_size, stride=config.patch_size)
         self.class_tokens = nn.Parameter(torch.zeros(1, config.class_tokens, dim))
         self.positions = nn.Parameter(torch.zeros(1, config.class_tokens + patches, dim))
-        self.registers = nn.Parameter(torch.zeros(1, config.registers, dim)) if config.registers else None
+        self.registers = (
+            nn.Parameter(torch.zeros(1, config.registers, dim)) if config.registers else None
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         heads = config.class_tokens if config.classes else 0
@@ -121,11 +127,13 @@ class ViT(nn.Module):
         return self._pool(last(x)) | {"attention": attention}
 
     def explain(self, images: Tensor, query: Tensor) -> dict[str, Tensor]:
-        """Attention of one token per image to the patches: every layer's, and the rollout over all of them.
+        """Attention of one token per image to the patches: every layer's, and the rollout over all
+        of them.
 
-        ``query`` (B,) is the token's place in the sequence: 0 the class token, then distillation token or registers, then
-        patches row by row. Returns ``attention`` (B, L, h, P) and ``rollout`` (B, P), the row of the query in
-        A'_L ... A'_1 with A' = (mean over heads of A + I) / 2 (Abnar and Zuidema 2020, arXiv 2005.00928, section 3).
+        ``query`` (B,) is the token's place in the sequence: 0 the class token, then distillation
+        token or registers, then patches row by row. Returns ``attention`` (B, L, h, P) and
+        ``rollout`` (B, P), the row of the query in A'_L ... A'_1 with A' = (mean over heads of A +
+        I) / 2 (Abnar and Zuidema 2020, arXiv 2005.00928, section 3).
         """
         x = self._embed(images)
         prefix = self.config.prefix_tokens
@@ -149,7 +157,9 @@ class ViT(nn.Module):
         if self.registers is None:
             return x
         first = self.config.class_tokens
-        return torch.cat([x[:, :first], self.registers.expand(x.shape[0], -1, -1), x[:, first:]], dim=1)
+        return torch.cat(
+            [x[:, :first], self.registers.expand(x.shape[0], -1, -1), x[:, first:]], dim=1
+        )
 
     def _pool(self, x: Tensor) -> dict[str, Tensor]:
         patches = slice(self.config.prefix_tokens, None)

@@ -1,4 +1,6 @@
-"""The bundle on disk, where offline and online meet: ``<repository>/<name>/<version>/`` with a manifest and graphs."""
+"""The bundle on disk, where offline and online meet: ``<repository>/<name>/<version>/`` with a
+manifest and graphs.
+"""
 
 import hashlib
 import json
@@ -64,20 +66,28 @@ class Label(Strict):
 
 
 class Parity(Strict):
-    """What one runtime in one precision was measured to do, against the checkpoint in PyTorch fp32, on ``images`` pictures."""
+    """What one runtime in one precision was measured to do, against the checkpoint in PyTorch fp32,
+    on ``images`` pictures.
+    """
 
     runtime: Literal["onnxruntime", "openvino", "tensorrt"]
     precision: Precision
     canvas: Size
     images: int = Field(ge=1)
-    max_error: float = Field(description="largest absolute error of a probability, or of an embedding without a head")
+    max_error: float = Field(
+        description="largest absolute error of a probability, or of an embedding without a head"
+    )
     rms_error: float = Field(description="root mean square of the same")
-    cosine: float = Field(description="smallest cosine of centred logits (or of embeddings) over the pictures")
+    cosine: float = Field(
+        description="smallest cosine of centred logits (or of embeddings) over the pictures"
+    )
     top1_agreement: float | None = Field(default=None, ge=0, le=1)
 
 
 class Explain(Strict):
-    """What the ``explain`` graph and the class-token side branch hold; tokens are counted in the sequence."""
+    """What the ``explain`` graph and the class-token side branch hold; tokens are counted in the
+    sequence.
+    """
 
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
@@ -118,7 +128,7 @@ class Defaults(Strict):
 class Manifest(Strict):
     """All that the server knows of a model, besides the arithmetic in its graphs."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: Name
     version: Name
     family: Name
@@ -142,7 +152,9 @@ class Manifest(Strict):
         return list(dict.fromkeys(graph.canvas for graph in self.graphs if graph.kind == "serve"))
 
     def graph(self, kind: GraphKind, canvas: Size, precision: Precision) -> Graph | None:
-        """The graph to run; reduced precisions that a runtime makes by itself start from the fp32 file."""
+        """The graph to run; reduced precisions that a runtime makes by itself start from the fp32
+        file.
+        """
         found = {
             graph.precision: graph
             for graph in self.graphs
@@ -152,7 +164,9 @@ class Manifest(Strict):
 
     def proven(self, runtime: str, precision: str) -> bool:
         """Whether the exporter measured this pair on every canvas, and let it pass."""
-        measured = {p.canvas for p in self.parity if (p.runtime, p.precision) == (runtime, precision)}
+        measured = {
+            p.canvas for p in self.parity if (p.runtime, p.precision) == (runtime, precision)
+        }
         return measured >= set(self.canvases)
 
 
@@ -205,7 +219,8 @@ def load_bundle(folder: Path) -> Bundle:
     """Read the manifest of one version folder; the graphs are not opened (see ``Bundle.verify``).
 
     Raises:
-        BadBundle: the manifest is missing, is no JSON, has another schema version, or contradicts itself.
+        BadBundle: the manifest is missing, is no JSON, has another schema version, or contradicts
+        itself.
     """
     path = folder / MANIFEST
     try:
@@ -215,7 +230,9 @@ def load_bundle(folder: Path) -> Bundle:
             f"{path} is missing: a version folder without it is no bundle. Finish the export or remove the folder."
         ) from None
     except ValueError as error:
-        raise BadBundle(f"{path} is not JSON ({error}). Copy the bundle again or export it anew.") from None
+        raise BadBundle(
+            f"{path} is not JSON ({error}). Copy the bundle again or export it anew."
+        ) from None
     found = raw.get("schema_version") if isinstance(raw, dict) else None
     if found != SCHEMA_VERSION:
         raise BadBundle(
@@ -238,14 +255,16 @@ def load_bundle(folder: Path) -> Bundle:
 def load_repository(repository: Path) -> list[Bundle]:
     """The newest version of every model below ``repository``, by name.
 
-    Versions are compared number by number ("10" is newer than "9"). Folders without a manifest are unfinished and do not
-    exist for the server.
+    Versions are compared number by number ("10" is newer than "9"). Folders without a manifest are
+    unfinished and do not exist for the server.
 
     Raises:
         BadBundle: there is no such folder, no model in it, or a manifest is wrong.
     """
     if not repository.is_dir():
-        raise BadBundle(f"{repository} is no folder; name a model repository, <repository>/<model>/<version>/{MANIFEST}.")
+        raise BadBundle(
+            f"{repository} is no folder; name a model repository, <repository>/<model>/<version>/{MANIFEST}."
+        )
     versions: dict[str, list[Path]] = {}
     for manifest in repository.glob(f"*/*/{MANIFEST}"):
         versions.setdefault(manifest.parent.parent.name, []).append(manifest.parent)
@@ -258,7 +277,10 @@ def load_repository(repository: Path) -> list[Bundle]:
 
 
 def _version_key(folder: Path) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[._-]", folder.name)]
+    return [
+        (int(part), "") if part.isdigit() else (-1, part)
+        for part in re.split(r"[._-]", folder.name)
+    ]
 
 
 def _check_consistent(path: Path, manifest: Manifest) -> None:
@@ -269,7 +291,9 @@ def _check_consistent(path: Path, manifest: Manifest) -> None:
         )
     unlisted = {graph.file for graph in manifest.graphs} - manifest.files.keys()
     if unlisted:
-        raise BadBundle(f"{path} names graphs without a digest in 'files': {', '.join(sorted(unlisted))}.")
+        raise BadBundle(
+            f"{path} names graphs without a digest in 'files': {', '.join(sorted(unlisted))}."
+        )
     for task in ("classify", "segment", "detect"):
         if task in manifest.tasks and not manifest.labels:
             raise BadBundle(f"{path} offers the task {task!r} and lists no labels.")

@@ -6,8 +6,8 @@
                             UnsupportedTask       TooLarge                    DeadlineExceeded
                             InvalidBody                                       NotReady
 
-A message says what was found, what is allowed, and what to do. ``ClientError`` is the caller's to mend, ``ServerError``
-ours; ``StartError`` stops the start of a process.
+A message says what was found, what is allowed, and what to do. ``ClientError`` is the caller's to
+mend, ``ServerError`` ours; ``StartError`` stops the start of a process.
 """
 
 

@@ -1,4 +1,6 @@
-"""From an upright picture to a model's canvas and back: the resize, crop and pad rules of a manifest."""
+"""From an upright picture to a model's canvas and back: the resize, crop and pad rules of a
+manifest.
+"""
 
 from typing import Literal
 
@@ -20,10 +22,12 @@ class Size(BaseModel):
 
 
 class Resize(BaseModel):
-    """How a picture is brought to size before cropping or padding; sizes in pixels of the nominal canvas.
+    """How a picture is brought to size before cropping or padding; sizes in pixels of the nominal
+    canvas.
 
-    ``squash`` ignores the aspect ratio (``height``, ``width``); ``shortest_edge`` keeps it and may be held back by
-    ``longest_edge``; ``fit`` keeps it inside ``height`` x ``width``; ``none`` leaves the picture as it is.
+    ``squash`` ignores the aspect ratio (``height``, ``width``); ``shortest_edge`` keeps it and may
+    be held back by ``longest_edge``; ``fit`` keeps it inside ``height`` x ``width``; ``none``
+    leaves the picture as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,10 +42,12 @@ class Resize(BaseModel):
 
 
 class Geometry(BaseModel):
-    """The rule from picture to canvas. ``nominal`` is the canvas that the pixel sizes in ``resize`` belong to.
+    """The rule from picture to canvas. ``nominal`` is the canvas that the pixel sizes in ``resize``
+    belong to.
 
-    ``placement`` "stretch" expects that resizing ends at the canvas; "crop" cuts the middle out (zeros where the picture
-    is smaller); "pad" keeps all of it at the top left and fills right and bottom with zeros.
+    ``placement`` "stretch" expects that resizing ends at the canvas; "crop" cuts the middle out
+    (zeros where the picture is smaller); "pad" keeps all of it at the top left and fills right and
+    bottom with zeros.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

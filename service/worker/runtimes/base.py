@@ -17,11 +17,14 @@ class Runtime(Protocol):
     precision: str
     """Arithmetic that really runs: ``fp32``, ``bf16`` ..."""
     inputs: dict[str, tuple[str, tuple[int | None, ...]]]
-    """Name to (numpy dtype name, shape) as the compiled graph states them; None is the batch axis."""
+    """Name to (numpy dtype name, shape) as the compiled graph states them; None is the batch axis.
+    """
     outputs: dict[str, tuple[str, tuple[int | None, ...]]]
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Run one batch, arrays by graph input name in, by graph output name out; may raise anything."""
+        """Run one batch, arrays by graph input name in, by graph output name out; may raise
+        anything.
+        """
         ...
 
 
