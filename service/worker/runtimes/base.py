@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Arrays = dict[str, NDArray[Any]]
+Signature = tuple[str, tuple[int | None, ...]]
+"""Numpy dtype name and shape of one input or output; None is the batch axis."""
 
 
 class Runtime(Protocol):
@@ -16,10 +18,11 @@ class Runtime(Protocol):
     """Library: ``onnxruntime``, ``openvino`` or ``tensorrt``."""
     precision: str
     """Arithmetic that really runs: ``fp32``, ``bf16`` ..."""
-    inputs: dict[str, tuple[str, tuple[int | None, ...]]]
-    """Name to (numpy dtype name, shape) as the compiled graph states them; None is the batch axis.
-    """
-    outputs: dict[str, tuple[str, tuple[int | None, ...]]]
+    device: str
+    """``cpu``, ``cuda:0`` ..."""
+    inputs: dict[str, Signature]
+    """By name, as the compiled graph states them."""
+    outputs: dict[str, Signature]
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run one batch, arrays by graph input name in, by graph output name out; may raise

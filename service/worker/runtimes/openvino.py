@@ -1,0 +1,99 @@
+"""OpenVINO on the CPU, in fp32 and, where the CPU has it, bf16."""
+
+import functools
+import threading
+from pathlib import Path
+from typing import Literal
+
+import openvino as ov
+from openvino import properties
+
+from service.errors import BadBundle, BadSettings
+from service.worker.runtimes.base import Arrays, Signature
+
+_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
+_TYPES = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
+_MODES = {
+    "latency": properties.hint.PerformanceMode.LATENCY,
+    "throughput": properties.hint.PerformanceMode.THROUGHPUT,
+}
+
+
+@functools.cache
+def supported_precisions(device: str) -> tuple[str, ...]:
+    """Arithmetic that this library does on ``device``, on this machine, without emulation."""
+    if device != "cpu":
+        return ()
+    found = ov.Core().get_property("CPU", properties.device.capabilities)
+    return tuple(name for name, capability in _CAPABILITIES.items() if capability in found)
+
+
+class OpenVino:
+    """A graph compiled for the CPU; runs one batch at a time.
+
+    ``hint`` "latency" gives one batch all threads, "throughput" trades its time for that of many.
+
+    Raises:
+        BadSettings: the CPU cannot do the precision, or the library chose another one.
+        BadBundle: the library cannot load the file.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        path: Path,
+        precision: str = "fp32",
+        threads: int = 0,
+        device: str = "cpu",
+        hint: Literal["latency", "throughput"] = "latency",
+    ) -> None:
+        offered = supported_precisions(device)
+        if precision not in offered:
+            raise BadSettings(
+                f"openvino does not compute in {precision} on {device} here; "
+                f"it offers {', '.join(offered) or 'nothing'}"
+            )
+        self.device = device
+        config = {
+            properties.hint.inference_precision: _TYPES[precision],
+            properties.hint.performance_mode: _MODES[hint],
+        }
+        if threads:
+            config[properties.inference_num_threads] = threads
+        try:
+            compiled = ov.Core().compile_model(path, "CPU", config)
+        except RuntimeError as error:
+            raise BadBundle(f"openvino {ov.__version__} cannot load {path}: {error}") from error
+        self.precision = _precision(compiled)
+        if self.precision != precision:
+            raise BadSettings(
+                f"openvino was asked for {precision} and compiled {path} for {self.precision}"
+            )
+        self.inputs = _signatures(compiled.inputs)
+        self.outputs = _signatures(compiled.outputs)
+        self._request = compiled.create_infer_request()
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """See ``Runtime.run``."""
+        with self._lock:
+            results = self._request.infer(inputs, share_inputs=True, share_outputs=False)
+            return dict(zip(self.outputs, results.values(), strict=True))
+
+
+def _precision(compiled: ov.CompiledModel) -> str:
+    found = compiled.get_property(properties.hint.inference_precision)
+    return {kind: name for name, kind in _TYPES.items()}.get(found, str(found))
+
+
+def _signatures(ports: list[ov.ConstOutput]) -> dict[str, Signature]:
+    return {
+        port.get_any_name(): (
+            str(port.get_element_type().to_dtype()),
+            tuple(
+                None if side.is_dynamic else side.get_length() for side in port.get_partial_shape()
+            ),
+        )
+        for port in ports
+    }
