@@ -69,7 +69,7 @@ class Attention(nn.Module):
         return self.proj((weights @ v).transpose(1, 2).flatten(2)), weights
 
     def first_row(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, h, N)
-        """Attention of token 0 to every token: a side branch that leaves a fused main path alone."""
+        """Attention of token 0 to every token: a side branch that leaves a fused main path be."""
         dim = x.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
         q = F.linear(x[:, :1], weight[:dim], bias[:dim]) * self.scale

@@ -41,8 +41,9 @@ class ViTConfig:
     def __post_init__(self) -> None:
         if self.canvas[0] % self.patch_size or self.canvas[1] % self.patch_size:
             raise ValueError(
-                f"canvas {self.canvas[0]}x{self.canvas[1]} is not a multiple of the patch size {self.patch_size}; "
-                f"the nearest below is {self._floor(self.canvas[0])}x{self._floor(self.canvas[1])}"
+                f"canvas {self.canvas[0]}x{self.canvas[1]} is not a multiple of the patch size "
+                f"{self.patch_size}; the nearest below is "
+                f"{self._floor(self.canvas[0])}x{self._floor(self.canvas[1])}"
             )
         if self.dim % self.heads:
             raise ValueError(f"width {self.dim} does not divide into {self.heads} heads")

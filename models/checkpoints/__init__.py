@@ -1,0 +1,50 @@
+"""Published and our own checkpoints: opened, loaded into our definitions, and saved.
+
+Weight names of other formats are known here and nowhere else; loading is strict, and positions are
+resampled once, to the canvas asked for.
+"""
+
+from models.checkpoints.errors import CheckpointError
+from models.checkpoints.files import Checkpoint, open_checkpoint
+from models.checkpoints.loaded import Loaded
+from models.checkpoints.preprocessing import canvas_of, sides
+from models.checkpoints.saving import save_checkpoint
+from models.checkpoints.vit import ARCHITECTURES, load_vit
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Loaded",
+    "default_canvas",
+    "load_model",
+    "open_checkpoint",
+    "save_checkpoint",
+]
+
+
+def load_model(checkpoint: Checkpoint, canvas: tuple[int, int] | None = None) -> Loaded:
+    """The network of a checkpoint at ``canvas`` (height, width), or at its own.
+
+    Raises CheckpointError for an architecture, option or weight that our definitions do not have.
+    """
+    canvas = canvas or default_canvas(checkpoint)
+    architectures = checkpoint.config.get("architectures") or ["none"]
+    if architectures[0] in ARCHITECTURES:
+        return load_vit(checkpoint, architectures[0], canvas)
+    raise CheckpointError(
+        f"{checkpoint.source} is of architecture {architectures[0]!r}; supported are "
+        f"{', '.join(ARCHITECTURES)}"
+    )
+
+
+def default_canvas(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Height and width in pixels that the preprocessor ends at, else those of the config."""
+    canvas = canvas_of(checkpoint.preprocessor)
+    if canvas is None and "image_size" in checkpoint.config:
+        canvas = sides(checkpoint.config["image_size"])
+    if canvas is None:
+        raise CheckpointError(
+            f"neither the preprocessor of {checkpoint.source} nor its config states an image size; "
+            "name a canvas"
+        )
+    return canvas
