@@ -1,0 +1,1 @@
+"""Offline: from a checkpoint to a bundle of proven graphs."""

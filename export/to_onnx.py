@@ -1,0 +1,136 @@
+"""From torch modules to ONNX files that share one file of weights."""
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from service import bundle
+
+OPSET = 20  # the first with Gelu; 17 brought LayerNormalization
+WEIGHTS = "weights.bin"
+
+_INLINE_BYTES = 256  # below: shapes, axes and scalars, which runtimes want inside the graph
+_ALIGNMENT_BYTES = 64
+_DTYPES: dict[ir.DataType, Literal["uint8", "int32", "int64", "float32"]] = {
+    ir.DataType.UINT8: "uint8",
+    ir.DataType.INT32: "int32",
+    ir.DataType.INT64: "int64",
+    ir.DataType.FLOAT: "float32",
+}
+
+
+def trace(head: nn.Module, inputs: Mapping[str, Tensor]) -> ir.Model:
+    """The graph of ``head``, a module from named tensors to a dict of named tensors.
+
+    ``inputs`` are examples of at least two pictures; their first axis becomes the dynamic "batch",
+    all others stay as they are.
+    """
+    head = head.eval()
+    with torch.no_grad():
+        outputs = list(head(**inputs))
+    batch = torch.export.Dim("batch")
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            head,
+            (),
+            kwargs=dict(inputs),
+            input_names=list(inputs),
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes={name: {0: batch} for name in inputs},
+            verbose=False,
+        )
+    assert program is not None
+    _strip(program.model)
+    return program.model
+
+
+def signature(model: ir.Model) -> dict[str, list[bundle.Tensor]]:
+    """``inputs`` and ``outputs`` as a manifest states them."""
+    return {
+        "inputs": [_tensor(value) for value in model.graph.inputs],
+        "outputs": [_tensor(value) for value in model.graph.outputs],
+    }
+
+
+def save(graphs: Mapping[str, ir.Model], folder: Path) -> None:
+    """Write the graphs, by file name, and one file of weights beside them.
+
+    Tensors of equal content are stored once, whether in one graph or in several. Afterwards the
+    graphs in memory refer to the file.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    with (folder / WEIGHTS).open("wb") as file:
+        for model in graphs.values():
+            for value in model.graph.initializers.values():
+                tensor = value.const_value
+                if tensor is None or tensor.nbytes < _INLINE_BYTES:
+                    continue
+                content = tensor.tobytes()
+                key = hashlib.sha256(content).hexdigest()
+                if key not in places:
+                    file.write(b"\0" * (-file.tell() % _ALIGNMENT_BYTES))
+                    places[key] = file.tell(), len(content)
+                    file.write(content)
+                offset, length = places[key]
+                value.const_value = ir.ExternalTensor(
+                    WEIGHTS,
+                    offset,
+                    length,
+                    tensor.dtype,
+                    shape=tensor.shape,  # type: ignore[arg-type]
+                    name=value.name or "",
+                    base_dir=folder,
+                )
+    for name, model in graphs.items():
+        ir.save(model, folder / name)
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop what the exporter notes about its own run: source lines, paths, torch's node names."""
+    model.producer_name, model.producer_version = "saccade", None
+    model.doc_string = None
+    model.metadata_props.clear()
+    model.graph.doc_string = None
+    model.graph.metadata_props.clear()
+    model.graph.name = "saccade"
+    for node in model.graph:
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+
+
+def _tensor(value: ir.Value) -> bundle.Tensor:
+    assert value.name is not None
+    assert value.shape is not None
+    assert value.dtype is not None
+    shape = [side if isinstance(side, int) else -1 for side in value.shape]
+    return bundle.Tensor(name=value.name, role=value.name, dtype=_DTYPES[value.dtype], shape=shape)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep what torch says to its own developers off the user's screen."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # "torchvision is not installed"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", "# The axis name: batch will not be used")
+            yield
+    finally:
+        logger.setLevel(level)
