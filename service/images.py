@@ -1,0 +1,274 @@
+"""From bytes to an upright RGB picture: header first, then pixels, in any thread.
+
+The policy, equal to ``transformers.image_utils.load_image`` wherever that gives an answer:
+
+- JPEG (a multi-picture file counts as its first picture), PNG and WebP; nothing else is opened.
+- EXIF orientation is applied; orientation that cannot be read counts as upright.
+- Alpha is dropped, not blended: the colours below it show. So are palette transparency and colour
+  keys.
+- CMYK, palette, greyscale and 1-bit are converted to RGB by Pillow; ICC profiles and gamma are
+  ignored.
+- 16 bits a channel are divided by 256 (``load_image`` clips 16-bit greyscale to white instead).
+- Of an animation the first frame counts.
+- A file that ends early or is damaged is refused, even where some rows could be decoded.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from service.errors import BadImage, ServiceError, TooLarge, UnsupportedFormat
+from service.geometry import Size
+
+Format = Literal["JPEG", "PNG", "WEBP"]
+
+ALLOWED = "JPEG, PNG and WebP are accepted"
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_SIGNATURES: dict[Format, bytes] = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF.{4}WEBP",
+}
+
+_OTHER_SIGNATURES = {
+    "a GIF picture": rb"GIF8[79]a",
+    "a TIFF picture": rb"II[\x2a\x2b]\x00|MM\x00[\x2a\x2b]",
+    "a BMP picture": rb"BM.{4}\x00\x00\x00\x00",
+    "an AVIF picture": rb".{4}ftypavi[fs]",
+    "a HEIC picture": rb".{4}ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)",
+    "a JPEG 2000 picture": rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51",
+    "a JPEG XL picture": rb"\x00\x00\x00\x0cJXL |\xff\x0a",
+    "an icon": rb"\x00\x00[\x01\x02]\x00|icns",
+    "a Photoshop file": rb"8BPS",
+    "a portable pixmap": rb"P[1-7][ \t\r\n#]",
+    "a PostScript file": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "a PDF document": rb"%PDF-",
+    "an SVG drawing": rb"\s*<svg|\s*<\?xml[^>]*>\s*<svg",
+    "a web page": rb"(?i)\s*<!doctype html|\s*<html",
+    "an XML document": rb"\s*<\?xml",
+    "a JSON document": rb"\s*[\[{]\s*[\"{\[\]}]",
+    "a video": rb".{4}ftyp|\x1a\x45\xdf\xa3|RIFF.{4}AVI ",
+    "a ZIP archive": rb"PK[\x03\x05]",
+    "a gzip archive": rb"\x1f\x8b",
+    "base64 text of a picture": rb"\s*(?:data:image/|/9j/|iVBORw0KGgo|UklGR)",
+}
+
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd8])")
+_JPEG_SCAN, _JPEG_END = b"\xda", b"\xd9"
+_PNG_METADATA = re.compile(rb"eXIf|[itz]TXt")
+_PILLOW_MODULE = re.compile(r"PIL\.")
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What is refused before any pixel is decoded.
+
+    ``max_scans`` bounds the passes of a progressive JPEG: each visits every pixel, ordinary files
+    have about ten, and a few bytes can ask for one more.
+    """
+
+    max_pixels: int = 64_000_000
+    max_side: int = 32_768
+    max_scans: int = 100
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture says of itself: upright size, Pillow's mode, EXIF orientation 1 to 8."""
+
+    format: Format
+    size: Size
+    frames: int
+    mode: str
+    orientation: int
+
+
+def inspect(data: bytes, limits: ImageLimits) -> Header:
+    """Read the header and nothing else.
+
+    Raises:
+        UnsupportedFormat: the bytes are no picture, or in another format.
+        BadImage: there are no bytes, or the header is damaged.
+        TooLarge: more pixels or a longer side than ``limits`` allow.
+    """
+    _, header = _open(data, limits)
+    return header
+
+
+def decode(data: bytes, limits: ImageLimits, draft_size: Size | None = None) -> Image.Image:
+    """Decode to upright RGB.
+
+    With ``draft_size`` (upright) a JPEG is decoded at 1/2, 1/4 or 1/8 by its own transform, never
+    below that size: several times faster, and the pixels differ from a full decode.
+
+    Raises:
+        UnsupportedFormat, TooLarge: as ``inspect``; a JPEG may also have too many scans.
+        BadImage: also if the pixels end early or are damaged.
+    """
+    image, header = _open(data, limits)
+    with _client_errors(header.format):
+        if header.format == "JPEG":
+            _check_scans(data, limits)
+            if draft_size is not None:
+                _draft(image, draft_size, header.orientation)
+        return _upright_rgb(image, header.orientation)
+
+
+def _open(data: bytes, limits: ImageLimits) -> tuple[Image.Image, Header]:
+    kind = _format_of(data)
+    if kind == "WEBP":
+        # libwebp reserves the whole canvas when its decoder is created
+        _check_size(*_webp_canvas(data), limits)
+    _silence_pillow()
+    with _client_errors(kind):
+        try:
+            image = Image.open(BytesIO(data), formats=(kind,))
+        except Image.DecompressionBombError as error:
+            raise TooLarge(f"The picture is too large: {error} Send a smaller one.") from None
+        _check_size(image.width, image.height, limits)
+        orientation = _orientation(image, data)
+    width, height = image.size
+    if orientation >= 5:
+        width, height = height, width
+    frames = max(1, int(getattr(image, "n_frames", 1)))
+    return image, Header(kind, Size(height=height, width=width), frames, image.mode, orientation)
+
+
+def _format_of(data: bytes) -> Format:
+    if not data:
+        raise BadImage(f"The picture has no bytes. {ALLOWED}.")
+    start = data[:1024]
+    for kind, signature in _SIGNATURES.items():
+        if re.match(signature, start, re.DOTALL):
+            return kind
+    if any(signature.startswith(data) for signature in (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        raise BadImage(f"The picture ends after {len(data)} bytes. Send the whole file.")
+    for name, signature in _OTHER_SIGNATURES.items():
+        if re.match(signature, start, re.DOTALL):
+            raise UnsupportedFormat(f"Found {name}; {ALLOWED}. Convert it and send it again.")
+    raise UnsupportedFormat(
+        f"Found no picture ({len(data)} bytes that begin with {data[:8].hex(' ')}); {ALLOWED}."
+    )
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int]:
+    """Width and height by the first chunk; (0, 0) where libwebp will refuse the file anyway."""
+    chunk, body = data[12:16], data[20:30]
+    if len(body) < 10:
+        return 0, 0
+    if chunk == b"VP8X":
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if chunk == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8 ":
+        width, height = int.from_bytes(body[6:8], "little"), int.from_bytes(body[8:10], "little")
+        return width & 0x3FFF, height & 0x3FFF
+    return 0, 0
+
+
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise TooLarge(
+            f"The picture has {width} x {height} = {width * height} pixels; at most "
+            f"{limits.max_pixels} are accepted. Send a smaller one.",
+            pixels=width * height,
+            max_pixels=limits.max_pixels,
+        )
+    if max(width, height) > limits.max_side:
+        raise TooLarge(
+            f"The picture is {width} x {height} pixels; a side may have at most "
+            f"{limits.max_side}. Send a smaller one.",
+            side_px=max(width, height),
+            max_side_px=limits.max_side,
+        )
+
+
+def _check_scans(data: bytes, limits: ImageLimits) -> None:
+    """Count the scans up to the end-of-image marker; what follows it may be a phone's video."""
+    position, scans = 2, 0
+    while (marker := _JPEG_MARKER.search(data, position)) and marker[1] != _JPEG_END:
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+        scans += marker[1] == _JPEG_SCAN
+        if scans > limits.max_scans:
+            raise TooLarge(
+                f"The JPEG has more than {limits.max_scans} scans, each a pass over all pixels. "
+                "Save it anew as a baseline JPEG.",
+                max_scans=limits.max_scans,
+            )
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """EXIF orientation 1 to 8, where Pillow finds one: EXIF, XMP or ImageMagick's raw profile."""
+    if image.format == "PNG" and _PNG_METADATA.search(data, data.rfind(b"IDAT")):
+        image.load()  # Pillow sees metadata behind the pixels only then
+    try:
+        # not image.getexif(), which decodes a whole PNG in search of metadata behind the pixels
+        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    except Exception:  # damaged metadata says nothing about the pixels
+        return 1
+    return found if isinstance(found, int) and found in _UPRIGHT else 1
+
+
+def _draft(image: Image.Image, upright: Size, orientation: int) -> None:
+    width, height = upright.width, upright.height
+    stored = (height, width) if orientation >= 5 else (width, height)
+    image.draft(None, stored)
+
+
+def _upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
+    image.load()
+    image.info.pop("transparency", None)
+    if image.mode.startswith("I"):  # 16-bit greyscale
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    return image.convert("RGB")
+
+
+@contextmanager
+def _client_errors(kind: Format) -> Iterator[None]:
+    """Turn whatever Pillow raises into BadImage.
+
+    It documents no closed set of errors for damaged files: OSError, ValueError, SyntaxError,
+    struct.error, zlib.error and KeyError have been seen. Running out of memory is no fault of the
+    file, whose size is checked before.
+    """
+    try:
+        yield
+    except (ServiceError, MemoryError):
+        raise
+    except Exception as error:
+        unreadable = isinstance(error, UnidentifiedImageError)  # its message is an object's address
+        reason = "its header makes no sense" if unreadable else error
+        raise BadImage(
+            f"The {kind} picture is damaged or incomplete ({reason}). Send the whole, intact file."
+        ) from error
+
+
+def _silence_pillow() -> None:
+    """Keep Pillow from printing on stderr what a client's file makes it warn of.
+
+    Before Python 3.14 warning filters belong to the process, and ``catch_warnings`` in several
+    threads restores them at random. Putting the same entry in front again is safe in any thread.
+    """
+    front = warnings.filters[0] if warnings.filters else None
+    if front != ("ignore", None, Warning, _PILLOW_MODULE, 0):
+        warnings.filterwarnings("ignore", module=_PILLOW_MODULE.pattern)
