@@ -1,0 +1,240 @@
+"""Trains the demo models on generated scenes: ``python -m export.demo.train vit --work FOLDER``."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from rich.console import Console
+from rich.progress import Progress, TextColumn, track
+from torch import Tensor, nn
+
+from export.demo.pool import Examples, Split, concatenated, draw_examples
+from export.demo.scenes import CLASSES, THINGS
+from models.vit import ViT, ViTConfig
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to learn."""
+
+    scenes: int = 16384
+    validation_scenes: int = 1024
+    steps: int = 2000
+    batch: int = 128
+    peak_rate: float = 1.5e-3
+    warmup_steps: int = 150
+    weight_decay: float = 0.05
+    check_every: int = 200
+    seed: int = 0
+
+
+def vit_config() -> ViTConfig:
+    """A network small enough to train on a laptop and to ship with the package (5 MB)."""
+    return ViTConfig(
+        canvas=(128, 128),
+        patch_size=16,
+        dim=128,
+        depth=6,
+        heads=4,
+        mlp_dim=512,
+        classes=len(THINGS),
+    )
+
+
+@app.callback()
+def main() -> None:
+    """Train a demo model on generated scenes."""
+
+
+@app.command()
+def vit(
+    work: Annotated[Path, typer.Option(help="folder for scenes and weights")],
+    steps: Annotated[int, typer.Option(help="optimizer steps")] = Recipe.steps,
+    scenes: Annotated[int, typer.Option(help="training scenes to draw")] = Recipe.scenes,
+    threads: Annotated[int, typer.Option(help="CPU threads, and processes that draw")] = 2,
+) -> None:
+    """Train the ViT classifier and leave its weights in WORK/vit.pt."""
+    torch.set_num_threads(threads)
+    recipe = Recipe(steps=steps, scenes=scenes)
+    config = vit_config()
+    train_set = cached_examples(work, "train", recipe.scenes, config, threads)
+    validation = cached_examples(work, "validation", recipe.validation_scenes, config, threads)
+    console = Console()
+    started_s = time.monotonic()
+    model = train_classifier(config, train_set, validation, recipe, work / "vit.pt", console)
+    minutes = (time.monotonic() - started_s) / 60
+    top1 = accuracy(model, validation)
+    console.print(f"{minutes:.1f} min, validation top-1 {top1:.4f}, weights in {work / 'vit.pt'}")
+
+
+def cached_examples(
+    work: Path, split: Split, count: int, config: ViTConfig, workers: int
+) -> Examples:
+    """The first ``count`` examples of a split, kept in ``work`` for the next run."""
+    height, width = config.canvas
+    path = work / f"{split}-{count}-{height}x{width}.npz"
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        chunks = draw_examples(split, count, config.canvas, config.patch_size, workers)
+        total = math.ceil(count / 256)
+        drawn = concatenated(list(track(chunks, f"drawing {count} {split} scenes", total)))
+        np.savez(path, images=drawn.images, labels=drawn.labels, patches=drawn.patches)
+    stored = np.load(path)
+    return Examples(stored["images"], stored["labels"], stored["patches"])
+
+
+def train_classifier(
+    config: ViTConfig,
+    train_set: Examples,
+    validation: Examples,
+    recipe: Recipe,
+    checkpoint: Path,
+    console: Console,
+) -> ViT:
+    """Learn the label of every scene, and meanwhile from every patch token what the patch shows.
+
+    The second task has no part in the finished network; it tells the tokens of a short training
+    where the shapes are, which labels alone do only after many times the number of scenes.
+    """
+    torch.manual_seed(recipe.seed)
+    model = ViT(config)
+    initialize(model)
+    patch_head = nn.Linear(config.dim, len(CLASSES) + 1)
+    parameters = [*model.parameters(), *patch_head.parameters()]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim == 2], "decay": recipe.weight_decay},
+            {"params": [p for p in parameters if p.ndim != 2], "decay": 0.0},
+        ],
+        lr=recipe.peak_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    for group in optimizer.param_groups:
+        group["weight_decay"] = group["decay"]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, recipe))
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("training", total=recipe.steps, note="")
+        for step, (images, labels, patches) in enumerate(batches(train_set, recipe), 1):
+            loss = losses(model, patch_head, images, labels, patches)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            progress.update(task, advance=1, note=f"loss {loss.item():.3f}")
+            if step % recipe.check_every == 0 or step == recipe.steps:
+                top1 = accuracy(model, validation)
+                console.print(f"step {step}: loss {loss.item():.3f}, validation top-1 {top1:.4f}")
+                torch.save(model.state_dict(), checkpoint)
+    return model
+
+
+def losses(
+    model: ViT, patch_head: nn.Linear, images: Tensor, labels: Tensor, patches: Tensor
+) -> Tensor:
+    """Cross-entropy of the label, of every patch's classes, and of the dominant thing's share."""
+    with torch.autocast("cpu", torch.bfloat16):
+        named = model(images)
+        seen = patch_head(named["tokens"][:, model.config.prefix_tokens :]).float()
+    logits, dominant = seen[..., :-1], seen[..., -1]
+    return (
+        F.cross_entropy(named["logits"].float(), labels, label_smoothing=0.02)
+        + F.cross_entropy(logits.flatten(0, 1), patches[..., :-1].flatten(0, 1))
+        + F.binary_cross_entropy_with_logits(dominant, patches[..., -1])
+    )
+
+
+def batches(examples: Examples, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Augmented batches: images (B, 3, H, W) in -1..1, labels (B,), patches (B, P, classes + 1)."""
+    rng = np.random.default_rng(recipe.seed)
+    order = np.empty(0, dtype=np.int64)
+    for _ in range(recipe.steps):
+        if len(order) < recipe.batch:
+            order = np.concatenate([order, rng.permutation(len(examples.labels))])
+        chosen, order = order[: recipe.batch], order[recipe.batch :]
+        images = torch.from_numpy(examples.images[chosen])
+        patches = torch.from_numpy(examples.patches[chosen]).float()
+        images, patches = turned(images, patches)
+        labels = torch.from_numpy(examples.labels[chosen])
+        yield recolored(normalized(images)), labels, patches.flatten(1, 2)
+
+
+def turned(images: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Every picture (H, W, ...) with its grid in one of the eight poses of a square."""
+    images, patches = images.clone(), patches.clone()
+    for dims in ((0, 1), (0,), (1,)):
+        for pixels, grid in zip(images, patches, strict=True):
+            if torch.rand(()) < 0.5:
+                for array in (pixels, grid):
+                    other = array.transpose(0, 1) if len(dims) == 2 else array.flip(dims)
+                    array.copy_(other.clone())
+    return images, patches
+
+
+def normalized(images: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) in -1..1, by mean and deviation 0.5."""
+    return images.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def recolored(images: Tensor) -> Tensor:
+    """Change gain and offset of every channel a little, and swap channels in half the pictures."""
+    swapped = torch.rand(len(images), 1, 1, 1) < 0.5
+    images = torch.where(swapped, images[:, torch.randperm(3)], images)
+    gain = 1 + 0.15 * torch.randn(len(images), 3, 1, 1)
+    offset = 0.1 * torch.randn(len(images), 3, 1, 1)
+    return (images * gain + offset).clamp(-1, 1)
+
+
+def rate(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, then half a cosine, as a share of the peak."""
+    warm = (step + 1) / recipe.warmup_steps
+    done = max(step - recipe.warmup_steps, 0) / (recipe.steps - recipe.warmup_steps)
+    return min(warm, 0.5 * (1 + math.cos(math.pi * min(done, 1))))
+
+
+def initialize(model: ViT) -> None:
+    """Random weights; positions start as sines and cosines of the patch's row and column."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(model.class_tokens, std=0.02)
+    (rows, columns), quarter = model.config.grid, model.config.dim // 4
+    frequencies = 2.0 ** torch.linspace(0, -4, quarter) * math.pi / 2
+    down = torch.arange(rows)[:, None] * frequencies
+    across = torch.arange(columns)[:, None] * frequencies
+    grid = torch.cat(
+        [
+            torch.cat([down.sin(), down.cos()], dim=1)[:, None].expand(-1, columns, -1),
+            torch.cat([across.sin(), across.cos()], dim=1)[None].expand(rows, -1, -1),
+        ],
+        dim=2,
+    )
+    with torch.no_grad():
+        model.positions[0, model.config.class_tokens :] = 0.3 * grid.flatten(0, 1)
+
+
+@torch.inference_mode()
+def accuracy(model: ViT, examples: Examples, batch: int = 256) -> float:
+    """Share of pictures whose highest logit is the label."""
+    right = 0
+    for start in range(0, len(examples.labels), batch):
+        images = torch.from_numpy(examples.images[start : start + batch])
+        found = model(normalized(images))["logits"].argmax(dim=1).numpy()
+        right += int((found == examples.labels[start : start + batch]).sum())
+    return right / len(examples.labels)
+
+
+if __name__ == "__main__":
+    app()
