@@ -37,7 +37,8 @@ class File(Strict):
 
 
 class Tensor(Strict):
-    """One input or output of a graph; -1 in ``shape`` is the batch axis, and H and W of the canvas."""
+    """One input or output of a graph; -1 in ``shape`` is the batch axis, and H and W of the canvas.
+    """
 
     name: str
     role: str
@@ -227,7 +228,8 @@ def load_bundle(folder: Path) -> Bundle:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BadBundle(
-            f"{path} is missing: a version folder without it is no bundle. Finish the export or remove the folder."
+            f"{path} is missing: a version folder without it is no bundle. "
+            "Finish the export or remove the folder."
         ) from None
     except ValueError as error:
         raise BadBundle(
@@ -263,7 +265,8 @@ def load_repository(repository: Path) -> list[Bundle]:
     """
     if not repository.is_dir():
         raise BadBundle(
-            f"{repository} is no folder; name a model repository, <repository>/<model>/<version>/{MANIFEST}."
+            f"{repository} is no folder; name a model repository, "
+            f"<repository>/<model>/<version>/{MANIFEST}."
         )
     versions: dict[str, list[Path]] = {}
     for manifest in repository.glob(f"*/*/{MANIFEST}"):

@@ -46,7 +46,8 @@ class ClientError(ServiceError):
 
 
 class InvalidBody(ClientError):
-    """The body is not what its content type says: broken multipart or JSON, no image, bad base64."""
+    """The body is not what its content type says: broken multipart or JSON, no image, bad base64.
+    """
 
     code = "invalid_body"
 
@@ -85,6 +86,12 @@ class TooLarge(ClientError):
     """More bytes, pixels, pictures or frames than the server accepts."""
 
     code = "too_large"
+
+
+class NotAcceptable(ClientError):
+    """The ``Accept`` header asks for a media type that this task does not produce."""
+
+    code = "not_acceptable"
 
 
 class SlowBody(ClientError):

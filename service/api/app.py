@@ -1,0 +1,138 @@
+"""The ASGI application: middleware, routes, error handlers, and what they share."""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
+from typing import TypedDict
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api import models, ops, tasks
+from service.api.problems import install_handlers
+from service.api.security import BodyLimit
+from service.api.serving import Serving
+from service.bundle import load_repository
+from service.metrics import Metrics
+from service.settings import Settings
+from service.tracing import Trace, start_trace
+from service.worker.link import WorkerLink, WorkerState
+
+_access = logging.getLogger("saccade.access")
+
+
+class State(TypedDict):
+    """What the lifespan hands to every request as ``request.state``."""
+
+    serving: Serving
+
+
+def create_app(settings: Settings, endpoint: str, metrics: Metrics) -> FastAPI:
+    """The application of one API process; ``endpoint`` is where the worker listens.
+
+    Raises:
+        BadBundle: the repository cannot be read.
+    """
+    bundles = load_repository(settings.repository)
+    names = [bundle.manifest.name for bundle in bundles]
+    metrics.prepare({bundle.manifest.name: bundle.manifest.tasks for bundle in bundles})
+
+    def hear(state: WorkerState) -> None:
+        for name in names:
+            metrics.model_ready.labels(name).set(state.ready)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        link = WorkerLink(endpoint, hear)
+        serving = Serving(settings, bundles, link, metrics)
+        await link.start()
+        yield State(serving=serving)
+        await link.close()
+        serving.close()
+
+    return assemble(settings, metrics, lifespan)
+
+
+def assemble(
+    settings: Settings,
+    metrics: Metrics,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[State]],
+) -> FastAPI:
+    """Routes and middleware around whatever ``lifespan`` provides."""
+    app = FastAPI(
+        title="Saccade",
+        summary="Vision transformers over HTTP: an image goes in, an answer comes out.",
+        version=version("saccade"),
+        lifespan=lifespan,
+        middleware=[
+            Middleware(RequestContext, metrics=metrics),
+            Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        ],
+    )
+    install_handlers(app)
+    for router in (tasks.router, models.router, ops.router):
+        app.include_router(router)
+    return app
+
+
+class RequestContext:
+    """ASGI middleware: gives each request its trace, and tells log and metrics how it ended."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with ``state.trace`` set; the response carries its request id."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        trace = start_trace(headers.get("x-request-id"), headers.get("traceparent"))
+        scope["state"]["trace"] = trace
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                outgoing = MutableHeaders(scope=message)
+                outgoing["X-Request-ID"] = trace.request_id
+                if trace.task is not None:
+                    outgoing["Server-Timing"] = trace.server_timing()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._record(scope, trace, status)
+
+    def _record(self, scope: Scope, trace: Trace, status: int) -> None:
+        seconds = time.monotonic() - trace.started_s
+        if trace.task is not None:
+            model = trace.model or "none"
+            self._metrics.requests.labels(model, trace.task, str(status)).inc()
+            self._metrics.request_seconds.labels(model, trace.task).observe(seconds)
+        level = logging.INFO if trace.task is not None else logging.DEBUG
+        if not _access.isEnabledFor(level):
+            return
+        _access.log(
+            level,
+            "%s %s %d",
+            scope["method"],
+            scope["path"],
+            status,
+            extra={
+                "request_id": trace.request_id,
+                "trace_id": trace.trace_id,
+                "model": trace.model,
+                "status": status,
+                "seconds": round(seconds, 6),
+                "batch_sizes": trace.batch_sizes,
+                "stages_s": {stage: round(value, 6) for stage, value in trace.stages_s.items()},
+            },
+        )

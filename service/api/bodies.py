@@ -1,0 +1,135 @@
+"""Pictures and parameters out of a request: raw bytes, multipart, or JSON with base64."""
+
+import asyncio
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from service.errors import InvalidBody, InvalidParameter, SlowBody, TooLarge
+from service.settings import Settings
+
+Options = TypeVar("Options", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Posted:
+    """Encoded pictures in order, whether the caller expects a list back, and parameters by name."""
+
+    images: list[bytes]
+    many: bool
+    parameters: dict[str, Any]
+
+
+async def read_body(request: Request, settings: Settings) -> Posted:
+    """Read a body of any of the three kinds; parameters of the query and of the body are joined.
+
+    Raises:
+        InvalidBody: it is not what its content type says, or holds no picture.
+        TooLarge: more pictures than one request may carry (bytes are counted in ``security``).
+        SlowBody: it did not arrive in time.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            if kind == "multipart/form-data":
+                posted = await _read_multipart(request, settings)
+            elif kind == "application/json":
+                posted = _read_json(await request.body())
+            else:
+                posted = Posted([await request.body()], False, {})
+    except TimeoutError:
+        raise SlowBody(
+            f"the body did not arrive within {settings.body_timeout_s:g} seconds",
+            limit=settings.body_timeout_s,
+        ) from None
+    if not any(posted.images) and not posted.many:
+        raise InvalidBody(
+            "the body is empty; send the bytes of a JPEG, PNG or WebP picture, a multipart form "
+            "with files, or JSON with 'image' or 'images' in base64"
+        )
+    if len(posted.images) > settings.max_images:
+        raise _too_many(len(posted.images), settings)
+    return Posted(posted.images, posted.many, dict(request.query_params) | posted.parameters)
+
+
+def parse_options(kind: type[Options], parameters: dict[str, Any]) -> Options:
+    """Validated options.
+
+    Raises:
+        InvalidParameter: naming each wrong parameter, what was found and what is allowed.
+    """
+    try:
+        return kind.model_validate(parameters)
+    except ValidationError as error:
+        sentences = []
+        for fault in error.errors():
+            name = str(fault["loc"][0])
+            if fault["type"] == "extra_forbidden":
+                allowed = ", ".join(sorted(kind.model_fields))
+                sentences.append(f"there is no parameter {name!r}; allowed are {allowed}")
+            else:
+                sentences.append(f"{name}: {fault['msg']}, found {fault['input']!r:.80}")
+        names = [str(fault["loc"][0]) for fault in error.errors()]
+        raise InvalidParameter("; ".join(sentences), parameters=names) from None
+
+
+async def _read_multipart(request: Request, settings: Settings) -> Posted:
+    images: list[bytes] = []
+    parameters: dict[str, Any] = {}
+    try:
+        async with request.form(max_files=settings.max_images + 1, max_fields=32) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    images.append(await value.read())
+                else:
+                    parameters[name] = value
+    except HTTPException as error:
+        if error.detail.startswith("Too many files"):
+            raise _too_many(settings.max_images + 1, settings) from None
+        raise InvalidBody(f"the multipart form cannot be read: {error.detail}") from None
+    if not images:
+        raise InvalidBody(
+            "the multipart form holds no file; send a picture as a part with a filename, "
+            "as in: curl -F image=@picture.jpg"
+        )
+    return Posted(images, len(images) > 1, parameters)
+
+
+def _read_json(body: bytes) -> Posted:
+    try:
+        document = json.loads(body)
+    except ValueError as error:
+        raise InvalidBody(f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict) or ("image" in document) == ("images" in document):
+        raise InvalidBody("JSON must be an object with 'image' (base64) or 'images' (a list)")
+    many = "images" in document
+    encoded = document.pop("images") if many else [document.pop("image")]
+    if not isinstance(encoded, list) or not encoded:
+        raise InvalidBody("'images' must be a list of at least one base64 string")
+    return Posted([_decode_base64(text) for text in encoded], many, document)
+
+
+def _decode_base64(text: Any) -> bytes:
+    if not isinstance(text, str):
+        raise InvalidBody(f"a picture in JSON must be a base64 string, found {type(text).__name__}")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidBody(f"a picture in JSON is not base64: {error}") from None
+
+
+def _too_many(found: int, settings: Settings) -> TooLarge:
+    return TooLarge(
+        f"the request carries {found} pictures or more; at most {settings.max_images} are accepted",
+        found=found,
+        limit=settings.max_images,
+    )

@@ -1,0 +1,95 @@
+"""What /docs and /openapi.json say of the picture routes, from their option and answer models."""
+
+import base64
+from typing import Any
+
+from pydantic import BaseModel
+
+from service.api.schemas import Options, Problem
+
+EXAMPLE_PNG = (
+    b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x02\x00\x00\x00"
+    b"\x90wS\xde\x00\x00\x00\x0cIDATx\x9cc\xf8\xff\xff?\x00\x05\xfe\x02\xfe\r\xefF\xb8\x00\x00"
+    b"\x00\x00IEND\xaeB`\x82"
+)
+"""One white pixel, so that the examples can be sent as they are."""
+
+_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_PROBLEMS = {
+    400: "The body, or the picture in it, cannot be read",
+    404: "There is no such model",
+    408: "The body came too slowly",
+    413: "Too many bytes, pixels or pictures",
+    415: "Not a JPEG, PNG or WebP picture",
+    422: "A parameter is unknown or out of range",
+    429: "The queue is full; come back after Retry-After seconds",
+    500: "The model failed on this picture",
+    503: "The worker is not ready; come back after Retry-After seconds",
+    504: "The deadline passed",
+}
+
+
+def describe(
+    options: type[Options], answer: type[BaseModel], files: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Arguments for a route: parameters, the three kinds of body, answers and problems.
+
+    ``files`` are media types that the route can answer with besides JSON.
+    """
+    properties = options.model_json_schema()["properties"]
+    content = dict.fromkeys(files, _PICTURE)
+    responses: dict[int | str, dict[str, Any]] = {
+        200: {"model": answer, "description": answer.__doc__, "content": content}
+    }
+    for status, text in _PROBLEMS.items():
+        responses[status] = {
+            "description": text,
+            "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+        }
+    return {
+        "responses": responses,
+        "openapi_extra": {
+            "parameters": [_parameter(name, schema) for name, schema in properties.items()],
+            "requestBody": {"required": True, "content": _bodies(properties)},
+        },
+    }
+
+
+def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    described = {key: value for key, value in schema.items() if key not in ("title", "description")}
+    return {
+        "name": name,
+        "in": "query",
+        "required": False,
+        "description": schema.get("description", ""),
+        "schema": described,
+    }
+
+
+def _bodies(properties: dict[str, Any]) -> dict[str, Any]:
+    picture = {"type": "string", "format": "binary"}
+    text = {"type": "string", "contentEncoding": "base64"}
+    example = base64.b64encode(EXAMPLE_PNG).decode()
+    return {
+        "image/jpeg": _PICTURE,
+        "image/png": _PICTURE,
+        "image/webp": _PICTURE,
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"image": {"type": "array", "items": picture}} | properties,
+            }
+        },
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "description": "Either 'image' or 'images'; parameters may stand beside them",
+                "properties": {"image": text, "images": {"type": "array", "items": text}}
+                | properties,
+            },
+            "examples": {
+                "one": {"value": {"image": example}},
+                "many": {"value": {"images": [example, example]}},
+            },
+        },
+    }

@@ -1,0 +1,39 @@
+"""An API process: uvicorn on a socket that the supervisor has bound."""
+
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+from setproctitle import setproctitle
+
+from service.api.app import create_app
+from service.lifeline import exit_with_parent
+from service.logs import configure_logging
+from service.metrics import Metrics
+from service.settings import load_settings
+
+
+def main() -> None:
+    """Entry of ``python -m service.api.process INDEX SOCKET_FD ENDPOINT METRICS_FOLDER``."""
+    index, descriptor, endpoint, metrics_folder = sys.argv[1:]
+    exit_with_parent()
+    settings = load_settings()
+    setproctitle(f"saccade api {index}")
+    configure_logging(f"api {index}", settings.log_level)
+    app = create_app(settings, endpoint, Metrics(Path(metrics_folder)))
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(settings.grace_s),
+    )
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(descriptor))])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Shapes of requests and responses over HTTP; floats carry six digits."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+Rounded = Annotated[float, PlainSerializer(lambda value: round(value, 6))]
+
+
+class Options(BaseModel):
+    """Parameters that every task takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(
+        default=None, description="Name of a model; the first that does the task where absent"
+    )
+    timeout_ms: int | None = Field(
+        default=None,
+        ge=1,
+        le=3_600_000,
+        description="Milliseconds until a 504; the server's default bounds it",
+    )
+
+
+class ClassifyOptions(Options):
+    """Parameters of classification."""
+
+    top_k: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="How many classes; the model's default where absent",
+    )
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="Least score; the model's default where absent"
+    )
+
+
+class EmbedOptions(Options):
+    """Parameters of embedding."""
+
+    normalize: bool = Field(default=False, description="Divide by the Euclidean norm")
+
+
+class AttentionOptions(Options):
+    """Parameters of attention maps."""
+
+    kind: Literal["raw", "rollout"] = Field(
+        default="raw", description="One layer's softmax rows, or the rollout over all layers"
+    )
+    layer: str = Field(default="last", description="'last', 'all' or a number; raw maps only")
+    head: str = Field(default="mean", description="'mean', 'all' or a number; raw maps only")
+    query: str = Field(
+        default="class",
+        description="Token that attends: 'class', 'distillation', 'register:K' or a patch 'Y,X'",
+    )
+
+
+class ImageSize(BaseModel):
+    """Pixels of the upright picture."""
+
+    width: int
+    height: int
+
+
+class Answer(BaseModel):
+    """What every answer says of itself."""
+
+    model: str
+    version: str
+    precision: str
+    image: ImageSize
+
+
+class Prediction(BaseModel):
+    """One class."""
+
+    label: str
+    label_id: int
+    score: Rounded
+
+
+class ClassifyAnswer(Answer):
+    """Classes, best first."""
+
+    predictions: list[Prediction]
+
+
+class EmbedAnswer(Answer):
+    """A vector for the picture."""
+
+    embedding: list[Rounded]
+
+
+class AttentionMap(BaseModel):
+    """Weights over the grid of patches, row by row; prefix tokens are left out."""
+
+    kind: Literal["raw", "rollout"]
+    layer: int | None
+    head: int | Literal["mean"] | None
+    query: str
+    grid: tuple[int, int]
+    values: list[list[Rounded]] | None = None
+
+
+class Box(BaseModel):
+    """Edges in pixels of the upright picture."""
+
+    xmin: Rounded
+    ymin: Rounded
+    xmax: Rounded
+    ymax: Rounded
+
+
+class Transform(BaseModel):
+    """From canvas to picture: ``x = x_canvas * scale[0] + offset[0]``, y likewise; the grid covers
+    ``region``.
+    """
+
+    canvas: ImageSize
+    scale: tuple[Rounded, Rounded]
+    offset: tuple[Rounded, Rounded]
+    region: Box
+
+
+class AttentionAnswer(Answer):
+    """Maps, and where their grid lies on the picture."""
+
+    maps: list[AttentionMap]
+    transform: Transform
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document; further members depend on ``code``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+
+
+class ModelSummary(BaseModel):
+    """One served model, and what runs it."""
+
+    name: str
+    version: str
+    family: str
+    tasks: list[str]
+    ready: bool
+    runtime: str | None
+    precision: str | None
+    device: str | None
+    canvases: list[ImageSize]
+    parameters: int
+    macs: int
+    accuracy: list[dict[str, Any]]
+
+
+class ModelDetail(ModelSummary):
+    """A model with its whole manifest."""
+
+    manifest: dict[str, Any]
+
+
+class ModelList(BaseModel):
+    """Every served model."""
+
+    models: list[ModelSummary]

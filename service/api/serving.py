@@ -1,0 +1,189 @@
+"""The path of one picture: choose the model, decode and place it, have it run, hand back arrays."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from PIL import Image
+
+from service.bundle import Bundle, GraphKind, Manifest, Task
+from service.errors import DeadlineExceeded, Overloaded, UnknownModel, UnsupportedTask
+from service.geometry import Placement, Size, choose_canvas, place, to_canvas
+from service.images import ImageLimits, decode
+from service.metrics import Metrics
+from service.settings import Settings
+from service.tracing import Trace
+from service.worker.link import WorkerLink
+from service.worker.runtimes.base import Array, Arrays
+from service.worker.scheduler import Group
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture on its canvas: ``upright`` as people see it, ``pixels`` uint8 (H, W, 3)."""
+
+    upright: Image.Image
+    placement: Placement
+    pixels: Array
+    decode_s: float
+    preprocess_s: float
+
+    @property
+    def size(self) -> Size:
+        """Of the upright picture."""
+        return Size(height=self.upright.height, width=self.upright.width)
+
+
+class Serving:
+    """What handlers share in one API process: models, limits, decoding threads and the worker."""
+
+    def __init__(
+        self, settings: Settings, bundles: list[Bundle], link: WorkerLink, metrics: Metrics
+    ) -> None:
+        self.settings = settings
+        self.manifests = {bundle.manifest.name: bundle.manifest for bundle in bundles}
+        self.link = link
+        self.metrics = metrics
+        self.limits = ImageLimits(max_pixels=settings.max_pixels)
+        self._threads = ThreadPoolExecutor(settings.decode_threads or None, "decode")
+        self._in_flight = 0
+
+    def close(self) -> None:
+        """Stop the decoding threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def find_model(self, name: str | None, task: Task) -> Manifest:
+        """The model to ask.
+
+        Raises:
+            UnknownModel: no model of that name.
+            UnsupportedTask: it does not do the task, or, without a name, none does.
+        """
+        able = [m.name for m in self.manifests.values() if task in m.tasks]
+        if name is None and able:
+            return self.manifests[able[0]]
+        if name is None:
+            raise UnsupportedTask(f"no model served here can {task}", allowed=able)
+        if name not in self.manifests:
+            raise UnknownModel(
+                f"there is no model {name!r}; served are {', '.join(self.manifests)}",
+                allowed=list(self.manifests),
+            )
+        if name not in able:
+            does = ", ".join(self.manifests[name].tasks)
+            can = ", ".join(able) or "none"
+            raise UnsupportedTask(
+                f"{name!r} cannot {task}, it can {does}; models that can: {can}", allowed=able
+            )
+        return self.manifests[name]
+
+    def precision_of(self, model: str) -> str:
+        """The arithmetic in which the worker runs a model."""
+        return self.link.state.models.get(model, {}).get("precision", "unknown")
+
+    @asynccontextmanager
+    async def admitted(self) -> AsyncIterator[None]:
+        """Count one request in; beyond the queue's bound nothing is even read.
+
+        Raises:
+            Overloaded: as many requests as may wait are already here.
+        """
+        limit = self.settings.max_queue
+        if self._in_flight >= limit:
+            raise Overloaded(
+                f"{self._in_flight} requests are being answered here, {limit} may; try again soon",
+                limit=limit,
+            )
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def prepare(
+        self, data: bytes, manifest: Manifest, deadline_s: float, trace: Trace
+    ) -> Picture:
+        """Decode a picture and put it on its canvas, off the event loop.
+
+        Raises:
+            BadImage, UnsupportedFormat, TooLarge: as ``images.decode`` says.
+            DeadlineExceeded: it was not done in time.
+        """
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(
+            self._threads, _prepare, data, manifest, self.limits, deadline_s
+        )
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                picture = await work
+        except TimeoutError:
+            raise _late() from None
+        except asyncio.CancelledError:
+            self.metrics.cancellations.labels("decode").inc()
+            raise
+        self._measure(manifest, trace, "decode", picture.decode_s)
+        self._measure(manifest, trace, "preprocess", picture.preprocess_s)
+        canvas, valid = picture.placement.canvas, picture.placement.valid
+        used = valid.height * valid.width / (canvas.height * canvas.width)
+        self.metrics.padding.labels(manifest.name).observe(1 - used)
+        return picture
+
+    async def infer(
+        self,
+        picture: Picture,
+        manifest: Manifest,
+        deadline_s: float,
+        trace: Trace,
+        graph: GraphKind = "serve",
+        extra: Arrays | None = None,
+    ) -> Arrays:
+        """Run a picture through one of a model's graphs; ``extra`` are inputs besides the pixels.
+
+        Raises:
+            ServerError: any of them, see ``WorkerLink.infer``.
+        """
+        group = Group(manifest.name, graph, str(picture.placement.canvas))
+        inputs = {"images": picture.pixels} | (extra or {})
+        result = await self.link.infer(group, inputs, deadline_s)
+        trace.record("queue", result.queue_s)
+        trace.record("infer", result.infer_s)
+        trace.batch_sizes.append(result.batch_size)
+        return result.outputs
+
+    @contextmanager
+    def postprocessing(self, manifest: Manifest, trace: Trace) -> Iterator[None]:
+        """Time what turns arrays into an answer."""
+        started_s = time.monotonic()
+        yield
+        self._measure(manifest, trace, "postprocess", time.monotonic() - started_s)
+
+    async def offload(self, manifest: Manifest, trace: Trace, work: Callable[[], bytes]) -> bytes:
+        """Run an encoder in the decoding threads, timed as the stage ``encode``."""
+        started_s = time.monotonic()
+        data = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        self._measure(manifest, trace, "encode", time.monotonic() - started_s)
+        return data
+
+    def _measure(self, manifest: Manifest, trace: Trace, stage: str, seconds: float) -> None:
+        trace.record(stage, seconds)
+        self.metrics.stage_seconds.labels(manifest.name, stage).observe(seconds)
+
+
+def _prepare(data: bytes, manifest: Manifest, limits: ImageLimits, deadline_s: float) -> Picture:
+    started_s = time.monotonic()
+    if started_s > deadline_s:
+        raise _late()
+    upright = decode(data, limits)
+    decoded_s = time.monotonic()
+    size = Size(height=upright.height, width=upright.width)
+    canvas = choose_canvas(manifest.geometry, size, manifest.canvases)
+    placement = place(manifest.geometry, size, canvas)
+    pixels = to_canvas(upright, placement)
+    return Picture(upright, placement, pixels, decoded_s - started_s, time.monotonic() - decoded_s)
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the picture was decoded")

@@ -1,0 +1,146 @@
+"""The console command ``saccade``."""
+
+import asyncio
+import inspect
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.bundle import Bundle, load_repository
+from service.errors import BadBundle, ServiceError, StartError
+from service.logs import configure_logging
+from service.settings import DEMO_REPOSITORY, PREFIX, Settings, load_settings
+
+app = typer.Typer(
+    help="Serves vision transformers over HTTP: an image goes in, an answer comes out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+models = typer.Typer(help="Look into a model repository.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+
+def main() -> None:
+    """Run the command line; our own errors are one sentence on standard error and exit code 1."""
+    try:
+        app()
+    except ServiceError as error:
+        Console(stderr=True, soft_wrap=True).print(
+            f"saccade: {error}", markup=False, highlight=False
+        )
+        sys.exit(1)
+
+
+def serve(**flags: str | None) -> None:
+    """Start the server; without a repository it serves the bundled demo models."""
+    from service.supervisor import Supervisor  # the other commands need none of it
+
+    settings = load_settings(flags)
+    configure_logging("supervisor", settings.log_level)
+    supervisor = Supervisor(settings)
+    supervisor.check()
+    listener = supervisor.bind()
+    host, port = listener.getsockname()[:2]
+    address = f"[{host}]" if ":" in host else host
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"Saccade {version('saccade')} at http://{address}:{port}", markup=False)
+    names = ", ".join(b.manifest.name for b in load_repository(settings.repository))
+    if settings.repository == DEMO_REPOSITORY:
+        console.print(f"No repository given: serving the bundled demo models ({names})")
+    else:
+        console.print(f"Serving {names} from {settings.repository}", markup=False)
+    sys.stdout.flush()
+    sys.exit(asyncio.run(supervisor.run(listener)))
+
+
+def _flags() -> list[inspect.Parameter]:
+    """One optional flag for every field of Settings, so that the two cannot differ."""
+    parameters = []
+    for name, field in Settings.model_fields.items():
+        default = "demo" if name == "repository" else field.default
+        text = f"{field.description} [{PREFIX}{name.upper()}; default: {default}]"
+        option = typer.Option("--" + name.replace("_", "-"), help=text, show_default=False)
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[str | None, option],
+            )
+        )
+    return parameters
+
+
+serve.__signature__ = inspect.Signature(_flags())  # type: ignore[attr-defined]
+serve.__annotations__ = {flag.name: flag.annotation for flag in _flags()}
+app.command()(serve)
+
+Repository = Annotated[Path, typer.Argument(help="Folder of <model>/<version>/manifest.json")]
+
+
+@models.command("list")
+def list_models(repository: Repository = DEMO_REPOSITORY) -> None:
+    """The newest version of every model in a repository."""
+    table = Table("model", "version", "family", "tasks", "canvas", "parameters", "MACs", "proven")
+    for bundle in load_repository(repository):
+        m = bundle.manifest
+        proven = {f"{p.runtime} {p.precision}": None for p in m.parity}
+        canvases = ", ".join(map(str, m.canvases))
+        sizes = f"{m.parameters / 1e6:.1f} M", f"{m.macs / 1e9:.2f} G"
+        tasks = ", ".join(m.tasks)
+        table.add_row(m.name, m.version, m.family, tasks, canvases, *sizes, ", ".join(proven))
+    Console().print(table)
+
+
+@models.command("show")
+def show_model(name: str, repository: Repository = DEMO_REPOSITORY) -> None:
+    """A model's manifest as JSON."""
+    sys.stdout.write(_find(repository, name).manifest.model_dump_json(indent=2) + "\n")
+
+
+@models.command("verify")
+def verify_models(repository: Repository = DEMO_REPOSITORY) -> None:
+    """Check size and digest of every file; exit code 1 if any bundle is damaged."""
+    damaged = 0
+    for bundle in load_repository(repository):
+        try:
+            bundle.verify()
+            verdict = "ok"
+        except BadBundle as error:
+            damaged += 1
+            verdict = str(error)
+        label = f"{bundle.manifest.name} {bundle.manifest.version}"
+        Console(soft_wrap=True).print(f"{label}: {verdict}", markup=False, highlight=False)
+    if damaged:
+        raise StartError(f"{damaged} of the bundles in {repository} are damaged")
+
+
+@app.command(
+    "export",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def export_model(context: typer.Context) -> None:
+    """Turn a checkpoint into a proven bundle (needs the extra ``export``)."""
+    try:
+        from export.cli import export
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"'saccade export' needs the package {error.name!r}; "
+            "install it with: pip install 'saccade[export]'"
+        ) from None
+    command = typer.Typer(pretty_exceptions_enable=False)
+    command.command()(export)
+    command(args=context.args, prog_name="saccade export")
+
+
+def _find(repository: Path, name: str) -> Bundle:
+    bundles = {bundle.manifest.name: bundle for bundle in load_repository(repository)}
+    if name not in bundles:
+        raise BadBundle(f"{repository} holds no model {name!r}; it holds {', '.join(bundles)}")
+    return bundles[name]

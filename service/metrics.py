@@ -1,0 +1,115 @@
+"""Prometheus metrics of the whole service; every process writes, any API process answers a scrape.
+
+The supervisor sets ``PROMETHEUS_MULTIPROC_DIR`` for its children, so that values lie in
+memory-mapped files of one folder; ``render`` adds up those of all processes, dead ones included, so
+that counters never fall back.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+STAGES = ("decode", "preprocess", "queue", "infer", "postprocess", "encode")
+REJECTIONS = ("overloaded", "not_ready", "too_large", "deadline_exceeded")
+CANCEL_STAGES = ("decode", "queue")
+DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+_SECONDS = tuple(0.0005 * 2**power for power in range(16))  # 0.5 ms to 16 s
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """All instruments, by attribute; label sets are bounded by the served models."""
+
+    def __init__(self, shared_folder: Path | None = None) -> None:
+        self._shared_folder = shared_folder
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.requests = Counter(
+            "saccade_requests", "Requests answered", ["model", "task", "status"], registry=r
+        )
+        self.request_seconds = Histogram(
+            "saccade_request_duration_seconds",
+            "From the first byte of a request to the last of its answer",
+            ["model", "task"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.stage_seconds = Histogram(
+            "saccade_stage_duration_seconds",
+            "Where the time of a picture goes",
+            ["model", "stage"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.batch_size = Histogram(
+            "saccade_batch_size", "Pictures run together", ["model"], buckets=_BATCHES, registry=r
+        )
+        self.padding = Histogram(
+            "saccade_padding_ratio",
+            "Share of the canvas that is padding",
+            ["model"],
+            buckets=(0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1),
+            registry=r,
+        )
+        self.rejections = Counter(
+            "saccade_rejections", "Requests refused, by reason", ["reason"], registry=r
+        )
+        self.cancellations = Counter(
+            "saccade_cancellations",
+            "Pictures whose client left, by the stage they were in",
+            ["stage"],
+            registry=r,
+        )
+        self.isolated_failures = Counter(
+            "saccade_isolated_failures",
+            "Pictures that failed when their batch was run one by one",
+            ["model"],
+            registry=r,
+        )
+        self.queue_depth = self._gauge("saccade_queue_depth", "Pictures waiting for a batch")
+        self.queue_bytes = self._gauge("saccade_queue_bytes", "Decoded bytes waiting for a batch")
+        self.device_last_success = self._gauge(
+            "saccade_device_last_success_timestamp_seconds", "When a batch last ran to its end"
+        )
+        self.worker_restarts = Counter(
+            "saccade_worker_restarts", "Worker processes started again after a death", registry=r
+        )
+        self.model_ready = self._gauge(
+            "saccade_model_ready", "1 when a real forward pass of the model succeeded", ["model"]
+        )
+        self.build_info = self._gauge(
+            "saccade_build_info", "Always 1; what is running", ["version", "runtime", "precision"]
+        )
+
+    def _gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+        return Gauge(
+            name, text, list(labels), registry=self.registry, multiprocess_mode="mostrecent"
+        )
+
+    def prepare(self, models_to_tasks: Mapping[str, Iterable[str]]) -> None:
+        """Make every label set that can occur, so that a scrape before the first request shows
+        zeros.
+        """
+        for model, tasks in models_to_tasks.items():
+            for task in tasks:
+                self.requests.labels(model, task, "200")
+                self.request_seconds.labels(model, task)
+            for stage in STAGES:
+                self.stage_seconds.labels(model, stage)
+            self.batch_size.labels(model)
+            self.isolated_failures.labels(model)
+        for reason in REJECTIONS:
+            self.rejections.labels(reason)
+        for stage in CANCEL_STAGES:
+            self.cancellations.labels(stage)
+
+    def render(self) -> bytes:
+        """The exposition text: this process alone, or all of them when they share a folder."""
+        if self._shared_folder is None:
+            return generate_latest(self.registry)
+        everyone = CollectorRegistry()
+        MultiProcessCollector(everyone, str(self._shared_folder))  # type: ignore[no-untyped-call]
+        return generate_latest(everyone)

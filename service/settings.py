@@ -1,0 +1,115 @@
+"""Every setting of the server, with unit and bounds: a flag of ``saccade serve`` and a variable
+``SACCADE_*`` each.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from service.errors import BadSettings
+
+PREFIX = "SACCADE_"
+DEMO_REPOSITORY = Path(__file__).parent / "demo" / "repository"
+
+
+class Settings(BaseSettings):
+    """Immutable; read once at the start of a process (see ``load_settings``)."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    repository: Path = Field(
+        default=DEMO_REPOSITORY, description="Model repository; without it the bundled demo models"
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 takes a free one")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto, cpu, cuda or cuda:1",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "fp8"] = Field(
+        default="auto", description="Arithmetic; auto takes the fastest that the bundle has proven"
+    )
+    runtime: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = Field(
+        default="auto", description="Library; auto takes the fastest that is installed and proven"
+    )
+    threads: int = Field(
+        default=0, ge=0, le=512, description="Threads of the runtime; 0 takes every core"
+    )
+    api_processes: int = Field(default=1, ge=1, le=64, description="HTTP processes")
+    decode_threads: int = Field(
+        default=0, ge=0, le=512, description="Decoding threads per HTTP process; 0: one a core"
+    )
+    max_batch: int = Field(default=8, ge=1, le=1024, description="Largest batch, in pictures")
+    max_queue: int = Field(default=256, ge=1, le=1_000_000, description="Pictures that may wait")
+    max_queue_bytes: int = Field(
+        default=256 * 2**20, ge=2**20, description="Decoded bytes that may wait"
+    )
+    max_body_bytes: int = Field(default=20 * 2**20, ge=1024, description="Largest request body")
+    max_images: int = Field(default=16, ge=1, le=1024, description="Pictures in one request")
+    max_pixels: int = Field(
+        default=64_000_000, ge=1024, description="Pixels of one picture, before decoding"
+    )
+    timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Seconds a request may take; a request may ask for less",
+    )
+    body_timeout_s: float = Field(
+        default=30.0, gt=0, le=3600, description="Seconds that a body may take to arrive"
+    )
+    grace_s: float = Field(
+        default=20.0, ge=0, le=3600, description="Seconds to finish accepted work at shutdown"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe line that is logged"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment; no dotenv file is read behind the user's back."""
+        return init_settings, env_settings
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables from which a child process reads the same settings again."""
+        return {PREFIX + name.upper(): str(value) for name, value in self.model_dump().items()}
+
+
+def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from flags that were given (None means not given), else the environment, else the
+    defaults.
+
+    Raises:
+        BadSettings: naming the setting, what was found, and what is allowed.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise BadSettings(
+            f"unknown environment variable {', '.join(unknown)}; "
+            f"known are {', '.join(sorted(known))}"
+        )
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        sentences = []
+        for fault in error.errors():
+            name = str(fault["loc"][0])
+            flag = "--" + name.replace("_", "-")
+            sentences.append(
+                f"{flag} ({PREFIX}{name.upper()}): {fault['msg']}, found {fault['input']!r}"
+            )
+        raise BadSettings("; ".join(sentences)) from None

@@ -1,0 +1,1 @@
+"""From a graph's output arrays to answers, one file per task; no HTTP here."""

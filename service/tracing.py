@@ -1,0 +1,43 @@
+"""One request's identity and timings: request id, W3C trace context, stage times."""
+
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:/+=-]{1,128}$")
+_TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?$")
+
+
+@dataclass
+class Trace:
+    """What is known of a request while it runs; ``stages_s`` holds seconds by stage, in order.
+
+    With several pictures in a request a stage's time is that of its slowest picture.
+    """
+
+    request_id: str
+    trace_id: str
+    started_s: float = field(default_factory=time.monotonic)
+    stages_s: dict[str, float] = field(default_factory=dict)
+    task: str | None = None
+    model: str | None = None
+    batch_sizes: list[int] = field(default_factory=list)
+
+    def record(self, stage: str, seconds: float) -> None:
+        """Note the time that one picture spent in a stage."""
+        self.stages_s[stage] = max(self.stages_s.get(stage, 0.0), seconds)
+
+    def server_timing(self) -> str:
+        """The value of a ``Server-Timing`` header, in milliseconds as that header wants it."""
+        total = {"total": time.monotonic() - self.started_s}
+        return ", ".join(f"{k};dur={v * 1000:.2f}" for k, v in (self.stages_s | total).items())
+
+
+def start_trace(request_id: str | None, traceparent: str | None) -> Trace:
+    """A trace with the caller's ids where they are well-formed, and new ones otherwise."""
+    if request_id is None or not _REQUEST_ID.match(request_id):
+        request_id = secrets.token_hex(8)
+    match = _TRACEPARENT.match(traceparent or "")
+    known = match is not None and match[1] != "0" * 32 and match[2] != "0" * 16
+    return Trace(request_id, match[1] if match and known else secrets.token_hex(16))

@@ -1,0 +1,225 @@
+"""The API's end of the line to a worker: one coroutine per picture, and the truth about the
+worker's state.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from service import errors
+from service.errors import DeadlineExceeded, NotReady, ServerError, ServiceError, WorkerLost
+from service.worker import wire
+from service.worker.runtimes.base import Arrays
+from service.worker.scheduler import Group
+
+MAX_STRIKES = 2  # worker deaths during its own batch after which a picture is refused
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outputs of one picture, and what its batch cost."""
+
+    outputs: Arrays
+    batch_size: int
+    queue_s: float
+    infer_s: float
+
+
+@dataclass
+class WorkerState:
+    """What the worker last said of itself; ``ready`` is False as soon as its process is gone."""
+
+    ready: bool = False
+    phase: str = "waiting for the worker"
+    models: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass
+class _Pending:
+    header: wire.Header
+    inputs: Arrays
+    answer: "asyncio.Future[Result]"
+    running: bool = False
+    strikes: int = 0
+
+
+class WorkerLink:
+    """A connection that survives the worker: what was accepted is sent again to its successor.
+
+    The kernel closes the socket of a killed process at once, so its death is known without
+    heartbeats. Pictures that were running when it died are run alone the next time; one that was
+    running in ``MAX_STRIKES`` deaths is refused.
+    """
+
+    def __init__(self, endpoint: str, on_change: Callable[[WorkerState], None]) -> None:
+        self.state = WorkerState()
+        self.was_ready = False
+        self._endpoint = endpoint
+        self._on_change = on_change
+        self._context = zmq.asyncio.Context()
+        self._pending: dict[int, _Pending] = {}
+        self._ids = itertools.count(1)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Connect; returns at once, ``state`` tells when the worker is there."""
+        self._tasks = [asyncio.create_task(self._stay_connected(), name="worker link")]
+
+    async def close(self) -> None:
+        """Disconnect; pictures still pending fail with WorkerLost."""
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        for pending in list(self._pending.values()):
+            _fail(pending, WorkerLost("the server is shutting down"))
+        self._context.destroy(linger=0)
+
+    @property
+    def in_flight(self) -> int:
+        """Pictures sent and not yet answered."""
+        return len(self._pending)
+
+    async def infer(self, group: Group, inputs: Arrays, deadline_s: float) -> Result:
+        """Run one picture in whatever batch it fits; ``deadline_s`` is on the monotonic clock.
+
+        Cancelling this coroutine takes the picture off the worker's queue.
+
+        Raises:
+            NotReady: the worker is starting or restarting.
+            Overloaded, DeadlineExceeded, RuntimeFailed, WorkerLost: as their names say.
+        """
+        if not self.state.ready:
+            raise NotReady(f"the worker is not ready ({self.state.phase}); try again soon")
+        job_id = next(self._ids)
+        header: wire.Header = {
+            "type": "infer",
+            "id": job_id,
+            "model": group.model,
+            "graph": group.graph,
+            "canvas": group.canvas,
+            "deadline_s": deadline_s,
+            "alone": False,
+        }
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        pending = self._pending[job_id] = _Pending(header, inputs, answer)
+        try:
+            self._send(header, inputs)
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                return await pending.answer
+        except TimeoutError:
+            self._send({"type": "cancel", "id": job_id})
+            raise DeadlineExceeded("the deadline passed before the model had run") from None
+        except asyncio.CancelledError:
+            self._send({"type": "cancel", "id": job_id})
+            raise
+        finally:
+            del self._pending[job_id]
+
+    async def _stay_connected(self) -> None:
+        while True:
+            self._socket = self._context.socket(zmq.DEALER)
+            self._socket.setsockopt(zmq.SNDHWM, 0)
+            self._socket.setsockopt(zmq.RCVHWM, 0)
+            monitor = self._socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED)
+            self._socket.connect(self._endpoint)
+            receiving = asyncio.create_task(self._receive(), name="worker answers")
+            try:
+                await self._until_disconnected(monitor)
+            finally:
+                receiving.cancel()
+                self._socket.disable_monitor()
+                monitor.close(linger=0)
+                # A new socket each time: what lies unsent in the old one must not reach the
+                # successor twice.
+                self._socket.close(linger=0)
+            self._lose_worker()
+
+    async def _until_disconnected(self, monitor: Any) -> None:
+        while True:
+            event = await recv_monitor_message(monitor)
+            if event["event"] == zmq.EVENT_CONNECTED:
+                self._send({"type": "hello"})
+            elif event["event"] == zmq.EVENT_DISCONNECTED:
+                return
+
+    async def _receive(self) -> None:
+        while True:
+            frames = await self._socket.recv_multipart(copy=False)
+            header, arrays = wire.unpack([frame.buffer for frame in frames])
+            try:
+                self._handle(header, arrays)
+            except Exception:
+                _log.exception("message from the worker")  # a bug of ours; the loop goes on
+
+    def _handle(self, header: wire.Header, arrays: Arrays) -> None:
+        kind = header["type"]
+        if kind == "status":
+            self._hear_status(header)
+        elif kind == "started":
+            for job_id in header["ids"]:
+                if job_id in self._pending:
+                    self._pending[job_id].running = True
+        elif (pending := self._pending.get(header["id"])) and not pending.answer.done():
+            if kind == "result":
+                pending.answer.set_result(
+                    Result(arrays, header["batch_size"], header["queue_s"], header["infer_s"])
+                )
+            else:
+                _fail(pending, _error(header))
+
+    def _hear_status(self, header: wire.Header) -> None:
+        became_ready = header["ready"] and not self.state.ready
+        self.state = WorkerState(header["ready"], header["phase"], header["models"])
+        self._on_change(self.state)
+        if became_ready:
+            self.was_ready = True
+            for pending in self._pending.values():
+                self._send(pending.header, pending.inputs)
+
+    def _lose_worker(self) -> None:
+        self.state = WorkerState(phase="the worker died and is being restarted")
+        self._on_change(self.state)
+        for pending in self._pending.values():
+            if not pending.running:
+                continue
+            pending.running = False
+            pending.strikes += 1
+            pending.header["alone"] = True
+            if pending.strikes >= MAX_STRIKES:
+                _fail(
+                    pending,
+                    WorkerLost(
+                        f"the worker died {pending.strikes} times while it ran this picture; "
+                        "it will not be tried again"
+                    ),
+                )
+
+    def _send(self, header: wire.Header, arrays: Arrays | None = None) -> None:
+        # Without a high-water mark a send is done when this returns; its future need not be
+        # awaited.
+        self._socket.send_multipart(wire.pack(header, arrays), copy=False)
+
+
+def _fail(pending: _Pending, error: ServiceError) -> None:
+    if not pending.answer.done():
+        pending.answer.set_exception(error)
+
+
+def _error(header: wire.Header) -> ServiceError:
+    kind: type[ServiceError] = getattr(errors, header["kind"], ServerError)
+    error = kind(header["message"], **header["facts"])
+    if isinstance(error, errors.RetryLater):
+        error.retry_after_s = header["retry_after_s"]
+    return error

@@ -1,0 +1,103 @@
+"""The runtimes of a worker: opened, warmed and looked up by group."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.bundle import Bundle, GraphKind, load_repository
+from service.errors import RuntimeFailed
+from service.geometry import Size
+from service.settings import Settings
+from service.worker.runtimes.base import Arrays, Runtime, example_inputs
+from service.worker.runtimes.choose import Choice, candidates, open_runtime
+from service.worker.scheduler import Group
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Model:
+    """One served bundle, what runs it, and its compiled graphs by (kind, canvas)."""
+
+    bundle: Bundle
+    choice: Choice
+    runtimes: dict[tuple[str, str], Runtime] = field(default_factory=dict)
+
+
+class Models:
+    """Everything that this worker can run; ``explain`` graphs are opened when first asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._models: dict[str, Model] = {}
+
+    def load(self, report: Callable[[str], None]) -> None:
+        """Verify, open and warm every model of the repository; ``report`` hears each phase.
+
+        A model is warm when real forward passes at batch 1 and at the largest batch succeeded.
+
+        Raises:
+            StartError: a bundle is damaged, or no runtime may serve it.
+        """
+        for bundle in load_repository(self._settings.repository):
+            name = bundle.manifest.name
+            report(f"verifying {name}")
+            bundle.verify()
+            choice = candidates(
+                bundle, self._settings.device, self._settings.precision, self._settings.runtime
+            )[0]
+            model = Model(bundle, choice)
+            for canvas in bundle.manifest.canvases:
+                report(f"compiling {name} {canvas} for {choice.runtime} {choice.precision}")
+                runtime = self._open(model, "serve", canvas)
+                report(f"warming up {name} {canvas}")
+                for batch in sorted({1, self._settings.max_batch}):
+                    runtime.run(example_inputs(runtime, batch))
+            self._models[name] = model
+
+    def describe(self) -> dict[str, dict[str, str]]:
+        """What runs each model, for status messages."""
+        return {
+            name: {
+                "version": model.bundle.manifest.version,
+                "runtime": model.choice.runtime,
+                "precision": model.choice.precision,
+                "device": model.choice.device,
+            }
+            for name, model in self._models.items()
+        }
+
+    def run(self, group: Group, items: list[Arrays]) -> list[Arrays]:
+        """Run one batch and take it apart again: an output per item, in order.
+
+        Raises:
+            RuntimeFailed: an output has not one row per item, or is not finite.
+            Exception: whatever the runtime raises.
+        """
+        model = self._models[group.model]
+        runtime = model.runtimes.get((group.graph, group.canvas))
+        if runtime is None:
+            height, width = map(int, group.canvas.split("x"))
+            runtime = self._open(model, group.graph, Size(height=height, width=width))
+        inputs = {name: np.stack([item[name] for item in items]) for name in items[0]}
+        outputs = runtime.run(inputs)
+        for name, array in outputs.items():
+            if len(array) != len(items):
+                raise RuntimeFailed(
+                    f"{runtime.name} returned {len(array)} rows of {name!r} for {len(items)} images"
+                )
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise RuntimeFailed(
+                    f"{runtime.name} returned {name!r} with values that are not finite"
+                )
+        return [
+            {name: array[index] for name, array in outputs.items()} for index in range(len(items))
+        ]
+
+    def _open(self, model: Model, kind: GraphKind, canvas: Size) -> Runtime:
+        runtime = open_runtime(model.bundle, kind, canvas, model.choice, self._settings.threads)
+        model.runtimes[kind, str(canvas)] = runtime
+        _log.info("opened %s %s %s", model.bundle.manifest.name, kind, canvas)
+        return runtime

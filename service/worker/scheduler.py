@@ -1,0 +1,147 @@
+"""Which jobs run together, and when: the oldest group first, up to its best batch, never waiting
+for company.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from service.bundle import GraphKind
+from service.errors import Overloaded
+from service.worker.runtimes.base import Arrays
+
+
+class Group(NamedTuple):
+    """Jobs of one group have the same graph and shapes, so they can share a batch."""
+
+    model: str
+    graph: GraphKind
+    canvas: str
+
+
+@dataclass(slots=True)
+class Job:
+    """One picture to run. ``deadline_s`` is on the clock of the scheduler, and jobs that must run
+    ``alone`` share no batch.
+    """
+
+    id: tuple[bytes, int]
+    group: Group
+    inputs: Arrays
+    deadline_s: float
+    alone: bool = False
+    admitted_s: float = 0.0
+    size_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size_bytes = sum(array.nbytes for array in self.inputs.values())
+
+
+class Batch(NamedTuple):
+    """What ``next_batch`` took off the queue: jobs to run, and jobs whose deadline had passed."""
+
+    jobs: list[Job]
+    late: list[Job]
+
+
+class Scheduler:
+    """A bounded queue; not thread-safe, the worker holds a lock around it.
+
+    ``best_batch`` says how many jobs of a group to run at once; ``clock`` gives seconds.
+    """
+
+    def __init__(
+        self,
+        max_jobs: int,
+        max_bytes: int,
+        best_batch: Callable[[Group], int],
+        clock: Callable[[], float],
+    ) -> None:
+        self._max_jobs = max_jobs
+        self._max_bytes = max_bytes
+        self._best_batch = best_batch
+        self._clock = clock
+        self._order = itertools.count()
+        # Jobs by arrival; each group keeps (arrival, job), so the oldest head names the next group.
+        self._groups: dict[Group, deque[tuple[int, Job]]] = {}
+        self._waiting: dict[tuple[bytes, int], Job] = {}
+        self.waiting_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def admit(self, job: Job) -> None:
+        """Put a job at the end of its group's queue.
+
+        Raises:
+            Overloaded: the queue is full by count or by bytes.
+        """
+        if len(self._waiting) >= self._max_jobs:
+            raise Overloaded(
+                f"the queue is full: {len(self._waiting)} pictures wait, {self._max_jobs} may",
+                waiting=len(self._waiting),
+                limit=self._max_jobs,
+            )
+        if self.waiting_bytes + job.size_bytes > self._max_bytes:
+            raise Overloaded(
+                f"the queue is full: {self.waiting_bytes} bytes wait, {self._max_bytes} may",
+                waiting=self.waiting_bytes,
+                limit=self._max_bytes,
+            )
+        job.admitted_s = self._clock()
+        self._groups.setdefault(job.group, deque()).append((next(self._order), job))
+        self._waiting[job.id] = job
+        self.waiting_bytes += job.size_bytes
+
+    def cancel(self, job_id: tuple[bytes, int]) -> bool:
+        """Forget a waiting job; False if it is not waiting (it runs, has run, or never came)."""
+        job = self._waiting.get(job_id)
+        return job is not None and self._take(job)
+
+    def next_batch(self) -> Batch:
+        """The oldest job's group, oldest first, up to its best batch; empty when nothing waits."""
+        late: list[Job] = []
+        while (group := self._oldest_group()) is not None:
+            jobs = self._collect(group, late)
+            if jobs:
+                return Batch(jobs, late)
+        return Batch([], late)
+
+    def _collect(self, group: Group, late: list[Job]) -> list[Job]:
+        jobs: list[Job] = []
+        queue, now, limit = self._groups[group], self._clock(), self._best_batch(group)
+        while queue and len(jobs) < limit:
+            job = queue[0][1]
+            if job.alone and jobs and self._waits(job):
+                break
+            queue.popleft()
+            if not self._take(job):
+                continue
+            if job.deadline_s <= now:
+                late.append(job)
+                continue
+            jobs.append(job)
+            if job.alone:
+                break
+        return jobs
+
+    def _oldest_group(self) -> Group | None:
+        for group in list(self._groups):
+            queue = self._groups[group]
+            while queue and not self._waits(queue[0][1]):
+                queue.popleft()
+            if not queue:
+                del self._groups[group]
+        return min(self._groups, key=lambda group: self._groups[group][0][0], default=None)
+
+    def _waits(self, job: Job) -> bool:
+        return self._waiting.get(job.id) is job
+
+    def _take(self, job: Job) -> bool:
+        if not self._waits(job):
+            return False
+        del self._waiting[job.id]
+        self.waiting_bytes -= job.size_bytes
+        return True

@@ -1,0 +1,40 @@
+"""What API processes and workers say to each other: one JSON header frame, then raw tensor frames.
+
+From the API: ``infer`` (id, model, graph, canvas, deadline_s, alone, arrays), ``cancel`` (id),
+``hello``. From the worker: ``status`` (state, models), ``started`` (ids), ``result`` (id,
+batch_size, queue_s, infer_s, arrays), ``error`` (id, code, message, retry_after_s). Deadlines are
+on CLOCK_MONOTONIC, which all processes of a machine share.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from service.worker.runtimes.base import Array, Arrays
+
+Header = dict[str, Any]
+Frame = bytes | memoryview
+
+
+def pack(header: Header, arrays: Arrays | None = None) -> list[Frame]:
+    """Frames of one message; array frames are views, so the arrays must not change until sent."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
+    described = [[name, array.dtype.name, array.shape] for name, array in arrays.items()]
+    first = json.dumps({**header, "arrays": described}).encode()
+    return [first, *(array.reshape(-1).view(np.uint8).data for array in arrays.values())]
+
+
+def unpack(frames: Sequence[Frame]) -> tuple[Header, Arrays]:
+    """The inverse of ``pack``; arrays are views of the frames."""
+    header = json.loads(bytes(frames[0]))
+    arrays = {
+        name: _array(frame, dtype, shape)
+        for (name, dtype, shape), frame in zip(header.pop("arrays"), frames[1:], strict=True)
+    }
+    return header, arrays
+
+
+def _array(frame: Frame, dtype: str, shape: list[int]) -> Array:
+    return np.frombuffer(frame, dtype=dtype).reshape(shape)
