@@ -1,7 +1,10 @@
 """The demo scenes and their truth."""
 
 import io
+import json
 import math
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from export.demo.pool import SERVED_SIZES, draw_examples, scene
 from export.demo.scenes import CLASSES, DOMINANCE, STUFF, THINGS, Scene, draw
 from export.demo.shapes import Shape, shapes, stamp
 
+SAMPLES = Path(__file__).parents[2] / "service/demo/scenes"
 SIZES = [(64, 64), (64, 192), (128, 128), (180, 130), (240, 320)]
 
 
@@ -128,3 +132,18 @@ def test_examples_carry_the_label_and_the_share_of_every_class_per_patch() -> No
         largest = max(drawn.objects, key=lambda thing: thing.area_px)
         share = largest.area_px / drawn.ids.size
         assert chunk.patches[index, ..., -1].mean() == pytest.approx(share, rel=0.02)
+
+
+def test_the_sample_scenes_of_the_package_are_what_their_seeds_draw() -> None:
+    truth = json.loads((SAMPLES / "scenes.json").read_text())
+    assert {entry["label"] for entry in truth.values()} == set(THINGS)
+    assert {path.name for path in SAMPLES.glob("*.jpg")} == set(truth)
+    for name, entry in truth.items():
+        file = SAMPLES / name
+        drawn = draw(np.random.default_rng(entry["seed"]), (entry["height"], entry["width"]))
+        segments = [json.loads(json.dumps(asdict(segment))) for segment in drawn.segments]
+        assert (entry["label"], entry["segments"]) == (drawn.label, segments)
+        assert entry["objects"] == [segment for segment in segments if segment["isthing"]]
+        assert file.stat().st_size <= 60_000
+        pixels = np.asarray(Image.open(file), dtype=np.float64)
+        assert np.abs(pixels - drawn.image).mean() < 4
