@@ -9,6 +9,7 @@ from models.checkpoints.files import Checkpoint, open_checkpoint
 from models.checkpoints.loaded import Loaded
 from models.checkpoints.preprocessing import canvas_of, sides
 from models.checkpoints.saving import save_checkpoint
+from models.checkpoints.timm_vit import load_timm_vit
 from models.checkpoints.vit import ARCHITECTURES, load_vit
 
 __all__ = [
@@ -31,9 +32,11 @@ def load_model(checkpoint: Checkpoint, canvas: tuple[int, int] | None = None) ->
     architectures = checkpoint.config.get("architectures") or ["none"]
     if architectures[0] in ARCHITECTURES:
         return load_vit(checkpoint, architectures[0], canvas)
+    if "architecture" in checkpoint.config and "pretrained_cfg" in checkpoint.config:
+        return load_timm_vit(checkpoint, canvas)
     raise CheckpointError(
         f"{checkpoint.source} is of architecture {architectures[0]!r}; supported are "
-        f"{', '.join(ARCHITECTURES)}"
+        f"{', '.join(ARCHITECTURES)}, and timm's ViT, DeiT and DINOv2 as timm saves them"
     )
 
 

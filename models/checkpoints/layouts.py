@@ -110,4 +110,6 @@ TIMM = {
     "blocks.{}.mlp.out": ("blocks.{}.mlp.fc2",),
     "blocks.{}.scale2.gamma": ("blocks.{}.ls2.gamma",),
     "norm": ("norm",),
+    "heads.0": ("head",),
+    "heads.1": ("head_dist",),
 }

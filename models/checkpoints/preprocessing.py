@@ -15,6 +15,9 @@ def preprocessor_from_timm(config: dict[str, Any]) -> dict[str, Any]:
     the middle is cropped (timm.data.transforms_factory.transforms_imagenet_eval).
     """
     pretrained = config["pretrained_cfg"]
+    absent = [name for name in ("input_size", "mean", "std") if name not in pretrained]
+    if absent:
+        raise CheckpointError(f"pretrained_cfg in config.json lacks {', '.join(absent)}")
     height, width = pretrained["input_size"][1:]
     crop_mode = pretrained.get("crop_mode", "center")
     interpolation = pretrained.get("interpolation", "bicubic")
