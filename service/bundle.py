@@ -76,13 +76,30 @@ class Parity(Strict):
     canvas: Size
     images: int = Field(ge=1)
     max_error: float = Field(
-        description="largest absolute error of a probability, or of an embedding without a head"
+        description="largest error of a probability, or without a head embedding_error"
     )
     rms_error: float = Field(description="root mean square of the same")
     cosine: float = Field(
         description="smallest cosine of centred logits (or of embeddings) over the pictures"
     )
-    top1_agreement: float | None = Field(default=None, ge=0, le=1)
+    top1_agreement: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of pictures with the same best class, ties within the error aside",
+    )
+    batch_error: float | None = Field(
+        default=None, description="as max_error, between a picture alone and in a batch"
+    )
+    embedding_error: float | None = Field(
+        default=None, description="largest error of an embedding, relative to its largest component"
+    )
+    attention_error: float | None = Field(
+        default=None, description="largest absolute error of the class token's attention"
+    )
+    explain_error: float | None = Field(
+        default=None, description="largest absolute error of a map of the explain graph"
+    )
 
 
 class Explain(Strict):
@@ -115,7 +132,8 @@ class Provenance(Strict):
     sha256: str
     license: str | None = None
     architecture: str
-    exporter: dict[str, str]
+    exporter: dict[str, str] = Field(description="versions of what made and proved the graphs")
+    pictures: str | None = Field(default=None, description="what parity was measured on")
     ignored_weights: list[str] = []
 
 

@@ -14,15 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
-RESAMPLING: dict[Interpolation, Image.Resampling] = {
-    "nearest": Image.Resampling.NEAREST,
-    "lanczos": Image.Resampling.LANCZOS,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
-
 # A strip of 1 x 16384 pixels resized to a shortest edge of 256 has 10^9 pixels, of which a crop
 # keeps 224 x 224. Beyond this many canvases only the part that is kept is computed.
 WHOLE_RESIZE_CANVASES = 16
@@ -209,15 +200,17 @@ def to_canvas(image: Image.Image, placement: Placement) -> NDArray[np.uint8]:
     """
     resized, canvas = placement.resized, placement.canvas
     top, left = placement.top, placement.left
-    resample = RESAMPLING[placement.interpolation]
-    if resized.height * resized.width > WHOLE_RESIZE_CANVASES * canvas.height * canvas.width:
+    resample = Image.Resampling[placement.interpolation.upper()]
+    if image.size == (resized.width, resized.height):
+        pass
+    elif resized.height * resized.width > WHOLE_RESIZE_CANVASES * canvas.height * canvas.width:
         x0, x1 = max(0, -left), min(resized.width, canvas.width - left)
         y0, y1 = max(0, -top), min(resized.height, canvas.height - top)
         scale_x, scale_y = image.width / resized.width, image.height / resized.height
         box = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)
         image = image.resize((x1 - x0, y1 - y0), resample, box=box)
         top, left = top + y0, left + x0
-    elif image.size != (resized.width, resized.height):
+    else:
         image = image.resize((resized.width, resized.height), resample)
     if (top, left, image.height, image.width) != (0, 0, canvas.height, canvas.width):
         image = image.crop((-left, -top, canvas.width - left, canvas.height - top))

@@ -184,7 +184,7 @@ class Worker:
         job = jobs[0]
         _log.error("inference failed: %s", error, extra={"model": job.group.model})
         self._metrics.isolated_failures.labels(job.group.model).inc()
-        self._refuse(job, RuntimeFailed(f"the model failed on this picture: {error}"))
+        self._refuse(job, RuntimeFailed("the model failed on this picture; the log says why"))
 
     def _refuse(self, job: Job, error: ServiceError) -> None:
         header: wire.Header = {
