@@ -79,7 +79,7 @@ class Geometry(BaseModel):
 
     ``placement`` "stretch" expects that resizing ends at the canvas; "crop" cuts the middle out
     (zeros where the picture is smaller); "pad" keeps all of it at the top left and fills right and
-    bottom with zeros.
+    bottom with zeros. ``crop_rounding`` says which side an odd pixel belongs to.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,6 +87,7 @@ class Geometry(BaseModel):
     nominal: Size
     resize: Resize
     placement: Literal["stretch", "crop", "pad"]
+    crop_rounding: Literal["huggingface", "torchvision"] = "huggingface"
 
     @model_validator(mode="after")
     def _stretch_ends_at_the_canvas(self) -> Self:
@@ -185,10 +186,11 @@ def place(geometry: Geometry, image: Size, canvas: Size) -> Placement:
             resized = canvas
         elif canvas != geometry.nominal and _covers_nominal(geometry):
             resized = _covering(resized, canvas)
-        # transformers' center_crop: the odd pixel is cut at the bottom right, and added at the
-        # top left where the picture is smaller than the canvas.
-        top = -((resized.height - canvas.height) // 2)
-        left = -((resized.width - canvas.width) // 2)
+        offset = (
+            _hugging_face_offset if geometry.crop_rounding == "huggingface" else _torchvision_offset
+        )
+        top = offset(canvas.height, resized.height)
+        left = offset(canvas.width, resized.width)
     return Placement(image, canvas, resized, top, left, valid, geometry.resize.interpolation)
 
 
@@ -294,6 +296,16 @@ def _for_canvas(geometry: Geometry, canvas: Size) -> Resize:
             if (value := getattr(resize, name)) is not None
         }
     )
+
+
+def _hugging_face_offset(canvas: int, resized: int) -> int:
+    """transformers' ``center_crop``: an odd pixel is cut at the end, or added at the start."""
+    return -((resized - canvas) // 2)
+
+
+def _torchvision_offset(canvas: int, resized: int) -> int:
+    """torchvision's ``center_crop``: half pixels are cut to even, or added at the end."""
+    return (canvas - resized) // 2 if canvas > resized else -round((resized - canvas) / 2)
 
 
 def _covers_nominal(geometry: Geometry) -> bool:

@@ -63,17 +63,21 @@ def vit(
     threads: Annotated[int, typer.Option(help="CPU threads, and processes that draw")] = 2,
 ) -> None:
     """Train the ViT classifier and leave its weights in WORK/vit.pt."""
+    train_vit(work, Recipe(steps=steps, scenes=scenes), threads, Console())
+
+
+def train_vit(work: Path, recipe: Recipe, threads: int, console: Console) -> ViT:
+    """Draw the scenes unless ``work`` has them, train, and leave the weights in ``work/vit.pt``."""
     torch.set_num_threads(threads)
-    recipe = Recipe(steps=steps, scenes=scenes)
     config = vit_config()
     train_set = cached_examples(work, "train", recipe.scenes, config, threads)
     validation = cached_examples(work, "validation", recipe.validation_scenes, config, threads)
-    console = Console()
     started_s = time.monotonic()
     model = train_classifier(config, train_set, validation, recipe, work / "vit.pt", console)
     minutes = (time.monotonic() - started_s) / 60
     top1 = accuracy(model, validation)
     console.print(f"{minutes:.1f} min, validation top-1 {top1:.4f}, weights in {work / 'vit.pt'}")
+    return model
 
 
 def cached_examples(

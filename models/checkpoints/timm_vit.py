@@ -55,10 +55,11 @@ def load_timm_vit(checkpoint: Checkpoint, canvas: tuple[int, int]) -> Loaded:
     tokens = ["cls_token"]
     tokens += ["dist_token"] if named["distilled"] else []
     tokens += ["reg_token"] if native.registers else []
+    norm: tuple[str, ...] = ("fc_norm" if native.pool == "mean" else "norm",)
     layout = Layout(
         tokens=tuple(tokens),
         positions="pos_embed",
-        names=TIMM | {"norm": ("fc_norm" if native.pool == "mean" else "norm",)},
+        names=TIMM | {"norm": norm},
         antialias=True,
     )
     reader = StrictReader(read_weights(checkpoint), checkpoint.source)

@@ -16,7 +16,7 @@ from service.images import ImageLimits, decode
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tracing import Trace
-from service.worker.link import WorkerLink
+from service.worker.link import Result, WorkerLink
 from service.worker.runtimes.base import Array, Arrays
 from service.worker.scheduler import Group
 
@@ -80,10 +80,6 @@ class Serving:
             )
         return self.manifests[name]
 
-    def precision_of(self, model: str) -> str:
-        """The arithmetic in which the worker runs a model."""
-        return self.link.state.models.get(model, {}).get("precision", "unknown")
-
     @asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
         """Count one request in; beyond the queue's bound nothing is even read.
@@ -139,7 +135,7 @@ class Serving:
         trace: Trace,
         graph: GraphKind = "serve",
         extra: Arrays | None = None,
-    ) -> Arrays:
+    ) -> Result:
         """Run a picture through one of a model's graphs; ``extra`` are inputs besides the pixels.
 
         Raises:
@@ -151,7 +147,7 @@ class Serving:
         trace.record("queue", result.queue_s)
         trace.record("infer", result.infer_s)
         trace.batch_sizes.append(result.batch_size)
-        return result.outputs
+        return result
 
     @contextmanager
     def postprocessing(self, manifest: Manifest, trace: Trace) -> Iterator[None]:

@@ -33,6 +33,7 @@ from service.api.schemas import (
 from service.api.serving import Picture, Serving
 from service.bundle import GraphKind, Manifest, Task
 from service.errors import InvalidBody, InvalidParameter, ServiceError
+from service.geometry import Placement
 from service.tasks import attention, classify, render
 from service.tracing import Trace
 
@@ -57,12 +58,12 @@ class Call:
         """Decode and place one picture."""
         return await self.serving.prepare(data, self.manifest, self.deadline_s, self.trace)
 
-    def about(self, picture: Picture) -> dict[str, Any]:
+    def about(self, picture: Picture, precision: str) -> dict[str, Any]:
         """The members that every answer has."""
         return {
             "model": self.manifest.name,
             "version": self.manifest.version,
-            "precision": self.serving.precision_of(self.manifest.name),
+            "precision": precision,
             "image": ImageSize(width=picture.upright.width, height=picture.upright.height),
         }
 
@@ -93,38 +94,37 @@ async def attention_maps(request: Request) -> Response:
 async def _classify(call: Call, data: bytes, options: ClassifyOptions) -> ClassifyAnswer:
     defaults = call.manifest.defaults
     picture = await call.picture(data)
-    outputs = await call.serving.infer(picture, call.manifest, call.deadline_s, call.trace)
+    result = await call.serving.infer(picture, call.manifest, call.deadline_s, call.trace)
     top_k = defaults.top_k if options.top_k is None else options.top_k
     threshold = defaults.threshold if options.threshold is None else options.threshold
     with call.serving.postprocessing(call.manifest, call.trace):
-        found = classify.answer(call.manifest, outputs["scores"], top_k, threshold)
+        found = classify.answer(call.manifest, result.outputs["scores"], top_k, threshold)
         predictions = [Prediction(**vars(prediction)) for prediction in found]
-        return ClassifyAnswer(**call.about(picture), predictions=predictions)
+        return ClassifyAnswer(**call.about(picture, result.precision), predictions=predictions)
 
 
 async def _embed(call: Call, data: bytes, options: EmbedOptions) -> EmbedAnswer:
     picture = await call.picture(data)
-    outputs = await call.serving.infer(picture, call.manifest, call.deadline_s, call.trace)
+    result = await call.serving.infer(picture, call.manifest, call.deadline_s, call.trace)
     with call.serving.postprocessing(call.manifest, call.trace):
-        vector = outputs["embedding"].astype(np.float64)
+        vector = result.outputs["embedding"].astype(np.float64)
         if options.normalize:
             vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-        return EmbedAnswer(**call.about(picture), embedding=vector.tolist())
+        return EmbedAnswer(**call.about(picture, result.precision), embedding=vector.tolist())
 
 
 async def _attention(call: Call, data: bytes, options: AttentionOptions) -> AttentionAnswer:
-    picture, maps = await _find_maps(call, data, options)
+    _, maps, answer = await _explain(call, data, options)
     with call.serving.postprocessing(call.manifest, call.trace):
-        answer = _attention_answer(call, picture, maps, options)
         for shown, found in zip(answer.maps, maps, strict=True):
             shown.values = found.values.astype(np.float64).tolist()
-        return answer
+    return answer
 
 
 async def _attention_file(
     call: Call, data: bytes, options: AttentionOptions, media_type: str
 ) -> Response:
-    picture, maps = await _find_maps(call, data, options)
+    picture, maps, answer = await _explain(call, data, options)
     if media_type == PNG and len(maps) > 1:
         raise InvalidParameter(
             f"an overlay shows one map, and {len(maps)} were asked for; "
@@ -138,15 +138,13 @@ async def _attention_file(
     else:
         encode = partial(_npy, values)
     body = await call.serving.offload(call.manifest, call.trace, encode)
-    about = _attention_answer(call, picture, maps, options).model_dump(
-        mode="json", exclude_none=True
-    )
-    return Response(body, media_type=media_type, headers={"X-Saccade-Answer": json.dumps(about)})
+    return Response(body, media_type=media_type, headers={"X-Saccade-Answer": _dump(answer)})
 
 
-async def _find_maps(
+async def _explain(
     call: Call, data: bytes, options: AttentionOptions
-) -> tuple[Picture, list[attention.Map]]:
+) -> tuple[Picture, list[attention.Map], AttentionAnswer]:
+    """The picture, its maps, and the answer that describes them, still without their values."""
     explain = call.manifest.explain
     assert explain is not None  # the bundle's loader checks that the task comes with it
     picture = await call.picture(data)
@@ -158,17 +156,10 @@ async def _find_maps(
     extra = None
     if selection.needs_explain(explain):
         graph, extra = "explain", {"query": np.asarray(selection.query, dtype=np.int64)}
-    outputs = await call.serving.infer(
+    result = await call.serving.infer(
         picture, call.manifest, call.deadline_s, call.trace, graph, extra
     )
-    return picture, attention.answer(explain, canvas, outputs, selection)
-
-
-def _attention_answer(
-    call: Call, picture: Picture, maps: list[attention.Map], options: AttentionOptions
-) -> AttentionAnswer:
-    placement = picture.placement
-    xmin, ymin, xmax, ymax = placement.region
+    maps = attention.answer(explain, canvas, result.outputs, selection)
     shown = [
         AttentionMap(
             kind=options.kind,
@@ -179,13 +170,20 @@ def _attention_answer(
         )
         for found in maps
     ]
-    transform = Transform(
+    answer = AttentionAnswer(
+        **call.about(picture, result.precision), maps=shown, transform=_transform(picture.placement)
+    )
+    return picture, maps, answer
+
+
+def _transform(placement: Placement) -> Transform:
+    xmin, ymin, xmax, ymax = placement.region
+    return Transform(
         canvas=ImageSize(width=placement.canvas.width, height=placement.canvas.height),
         scale=(placement.scale_x, placement.scale_y),
         offset=(placement.offset_x, placement.offset_y),
         region=Box(xmin=xmin, ymin=ymin, xmax=xmax, ymax=ymax),
     )
-    return AttentionAnswer(**call.about(picture), maps=shown, transform=transform)
 
 
 def _npy(values: np.ndarray[Any, Any]) -> bytes:

@@ -31,6 +31,7 @@ class Result:
     """Outputs of one picture, and what its batch cost."""
 
     outputs: Arrays
+    precision: str
     batch_size: int
     queue_s: float
     infer_s: float
@@ -173,9 +174,8 @@ class WorkerLink:
                     self._pending[job_id].running = True
         elif (pending := self._pending.get(header["id"])) and not pending.answer.done():
             if kind == "result":
-                pending.answer.set_result(
-                    Result(arrays, header["batch_size"], header["queue_s"], header["infer_s"])
-                )
+                facts = (header[name] for name in ("precision", "batch_size", "queue_s", "infer_s"))
+                pending.answer.set_result(Result(arrays, *facts))
             else:
                 _fail(pending, _error(header))
 

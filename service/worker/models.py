@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,13 @@ class Model:
     bundle: Bundle
     choice: Choice
     runtimes: dict[tuple[str, str], Runtime] = field(default_factory=dict)
+
+
+class Ran(NamedTuple):
+    """One batch: outputs per item, in order, and the arithmetic that made them."""
+
+    outputs: list[Arrays]
+    precision: str
 
 
 class Models:
@@ -69,8 +77,8 @@ class Models:
             for name, model in self._models.items()
         }
 
-    def run(self, group: Group, items: list[Arrays]) -> list[Arrays]:
-        """Run one batch and take it apart again: an output per item, in order.
+    def run(self, group: Group, items: list[Arrays]) -> Ran:
+        """Run one batch and take it apart again.
 
         Raises:
             RuntimeFailed: an output has not one row per item, or is not finite.
@@ -92,9 +100,9 @@ class Models:
                 raise RuntimeFailed(
                     f"{runtime.name} returned {name!r} with values that are not finite"
                 )
-        return [
-            {name: array[index] for name, array in outputs.items()} for index in range(len(items))
-        ]
+        rows = range(len(items))
+        taken_apart = [{name: array[row] for name, array in outputs.items()} for row in rows]
+        return Ran(taken_apart, runtime.precision)
 
     def _open(self, model: Model, kind: GraphKind, canvas: Size) -> Runtime:
         runtime = open_runtime(model.bundle, kind, canvas, model.choice, self._settings.threads)

@@ -158,16 +158,17 @@ class Worker:
         self._wake.send(b"")  # must be on its way before a crash could happen
         started_s = time.monotonic()
         try:
-            results = self._models.run(jobs[0].group, [job.inputs for job in jobs])
+            ran = self._models.run(jobs[0].group, [job.inputs for job in jobs])
         except Exception as error:
             self._fail(jobs, error)
             return
         infer_s = time.monotonic() - started_s
         self._measure_batch(jobs, started_s, infer_s)
-        for job, arrays in zip(jobs, results, strict=True):
+        for job, arrays in zip(jobs, ran.outputs, strict=True):
             header = {
                 "type": "result",
                 "id": job.id[1],
+                "precision": ran.precision,
                 "batch_size": len(jobs),
                 "queue_s": started_s - job.admitted_s,
                 "infer_s": infer_s,

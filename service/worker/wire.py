@@ -2,7 +2,7 @@
 
 From the API: ``infer`` (id, model, graph, canvas, deadline_s, alone, arrays), ``cancel`` (id),
 ``hello``. From the worker: ``status`` (state, models), ``started`` (ids), ``result`` (id,
-batch_size, queue_s, infer_s, arrays), ``error`` (id, code, message, retry_after_s). Deadlines are
+precision, batch_size, queue_s, infer_s, arrays), ``error`` (id, code, message, retry_after_s). Deadlines are
 on CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
