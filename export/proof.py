@@ -1,0 +1,139 @@
+"""Which runtimes may serve an export: each is run on the pictures and judged by its figures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from export.parity import measure, measure_explain, objections, reference, summary
+from export.progress import Progress
+from service.bundle import Graph, Parity, Precision
+from service.errors import StartError
+from service.geometry import Geometry, Size, place, to_canvas
+from service.worker.runtimes.base import Arrays, Runtime
+from service.worker.runtimes.choose import (
+    FASTEST_FIRST,
+    Choice,
+    check_graph,
+    open_graph,
+    supports,
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A graph on disk and the module that it must equal."""
+
+    graph: Graph
+    head: nn.Module
+
+
+@dataclass(frozen=True)
+class _Case:
+    subject: Subject
+    inputs: Arrays
+    expected: Arrays
+
+
+def prove(
+    folder: Path,
+    subjects: list[Subject],
+    geometry: Geometry,
+    pictures: list[Image.Image],
+    wanted: list[Precision] | None,
+    progress: Progress,
+) -> list[Parity]:
+    """The figures of every runtime and precision that passes, per canvas.
+
+    fp32 is always tried and has to pass; ``wanted`` precisions have to pass; without ``wanted``,
+    bf16 is tried and left out where it fails. Runtimes that are not installed are left out.
+
+    Raises:
+        StartError: what has to pass does not, with the figures and the limits.
+    """
+    progress.step(f"running the reference in PyTorch on {len(pictures)} pictures")
+    cases = [_case(subject, geometry, pictures) for subject in subjects]
+    required = {"fp32", *(wanted or [])}
+    proven: list[Parity] = []
+    for choice in FASTEST_FIRST:
+        if choice.precision not in {"fp32", *(wanted or ["bf16"])}:
+            continue
+        missing = supports(choice)
+        if missing:
+            if wanted and choice.precision in wanted and choice.precision != "fp32":
+                raise StartError(
+                    f"{choice.precision} was asked for and cannot be proven: {missing}"
+                )
+            progress.notice(f"{choice} is not in the bundle: {missing}")
+            continue
+        progress.step(f"measuring {choice}")
+        figures, faults = _examine(folder, cases, choice)
+        if not faults:
+            proven += figures
+        elif choice.precision in required:
+            raise StartError(f"{choice} does not equal the checkpoint: {'; '.join(faults)}")
+        else:
+            measured = "; ".join(summary(parity) for parity in figures)
+            progress.notice(
+                f"{choice} is not in the bundle: {'; '.join(faults)}; measured: {measured}"
+            )
+    if not any(parity.precision == "fp32" for parity in proven):
+        raise StartError(
+            "neither openvino nor onnxruntime is installed, so that nothing can be proven; "
+            "install them with: pip install 'saccade[export]'"
+        )
+    return proven
+
+
+def _examine(folder: Path, cases: list[_Case], choice: Choice) -> tuple[list[Parity], list[str]]:
+    """Figures per canvas, and every objection to them."""
+    figures: dict[Size, Parity] = {}
+    for case in cases:
+        graph = case.subject.graph
+        if graph.kind == "serve":
+            runtime = _open(folder, graph, choice)
+            figures[graph.canvas] = measure(graph, runtime, case.expected, case.inputs)
+        elif choice.precision == "fp32":  # explain graphs run in no other
+            runtime = _open(folder, graph, choice)
+            error = measure_explain(runtime, case.expected, case.inputs)
+            parity = figures[graph.canvas]
+            figures[graph.canvas] = parity.model_copy(update={"explain_error": error})
+    faults = [
+        f"at {canvas} the {fault}"
+        for canvas, parity in figures.items()
+        for fault in objections(parity)
+    ]
+    return list(figures.values()), faults
+
+
+def _open(folder: Path, graph: Graph, choice: Choice) -> Runtime:
+    path = folder / graph.file
+    runtime = open_graph(path, choice)
+    check_graph(path, graph, runtime)
+    return runtime
+
+
+def _case(subject: Subject, geometry: Geometry, pictures: list[Image.Image]) -> _Case:
+    canvas = subject.graph.canvas
+    inputs: Arrays = {
+        "images": np.stack(
+            [
+                to_canvas(
+                    picture,
+                    place(geometry, Size(height=picture.height, width=picture.width), canvas),
+                )
+                for picture in pictures
+            ]
+        )
+    }
+    if subject.graph.kind == "explain":
+        inputs["query"] = _queries(subject.graph, len(pictures))
+    return _Case(subject, inputs, reference(subject.head, inputs))
+
+
+def _queries(graph: Graph, count: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """The class token first, then tokens spread over the patches."""
+    patches = next(tensor.shape[-1] for tensor in graph.outputs if tensor.role == "rollout")
+    return np.linspace(0, patches, count).astype(np.int64)
