@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
 # A strip of 1 x 16384 pixels resized to a shortest edge of 256 has 10^9 pixels, of which a crop
-# keeps 224 x 224. Beyond this many canvases only the part that is kept is computed.
-WHOLE_RESIZE_CANVASES = 16
+# keeps 224 x 224. Beyond this many canvases only the part that is kept is computed, which moves a
+# few pixels by one level.
+WHOLE_RESIZE_CANVASES = 64
 
 
 class Size(BaseModel):

@@ -1,0 +1,44 @@
+# Everything a developer needs; each target installs what it uses into .venv.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# The CPU build of torch; a plain "torch" may bring gigabytes of CUDA packages.
+TORCH := torch==2.13.0
+
+.PHONY: serve test test-slow lint bench demo clean
+
+serve: $(VENV)/.serving
+	$(BIN)/saccade serve
+
+test: $(VENV)/.development
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.development
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.development
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.serving
+	$(BIN)/python -m bench.server_vs_bare
+
+demo: $(VENV)/.development
+	$(BIN)/python -m export.demo.build
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The serving dependencies alone: no torch.
+$(VENV)/.serving: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]'
+	touch $@
+
+$(VENV)/.development: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/.serving
