@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 STAGES = ("decode", "preprocess", "queue", "infer", "postprocess", "encode")
-REJECTIONS = ("overloaded", "not_ready", "too_large", "deadline_exceeded")
+REJECTIONS = ("overloaded", "not_ready", "worker_lost", "too_large", "deadline_exceeded")
 CANCEL_STAGES = ("decode", "queue")
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -80,19 +80,21 @@ class Metrics:
         self.model_ready = self._gauge(
             "saccade_model_ready", "1 when a real forward pass of the model succeeded", ["model"]
         )
-        self.build_info = self._gauge(
-            "saccade_build_info", "Always 1; what is running", ["version", "runtime", "precision"]
+        self.model_info = self._gauge(
+            "saccade_model_info",
+            "Always 1; what runs each model",
+            ["model", "version", "runtime", "precision"],
         )
+        self.build_info = self._gauge("saccade_build_info", "Always 1; the release", ["version"])
 
     def _gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
         return Gauge(
             name, text, list(labels), registry=self.registry, multiprocess_mode="mostrecent"
         )
 
-    def prepare(self, models_to_tasks: Mapping[str, Iterable[str]]) -> None:
-        """Make every label set that can occur, so that a scrape before the first request shows
-        zeros.
-        """
+    def prepare(self, release: str, models_to_tasks: Mapping[str, Iterable[str]]) -> None:
+        """Make every label set that can occur: a scrape before the first request shows zeros."""
+        self.build_info.labels(release).set(1)
         for model, tasks in models_to_tasks.items():
             for task in tasks:
                 self.requests.labels(model, task, "200")

@@ -39,7 +39,8 @@ def create_app(settings: Settings, endpoint: str, metrics: Metrics) -> FastAPI:
     """
     bundles = load_repository(settings.repository)
     names = [bundle.manifest.name for bundle in bundles]
-    metrics.prepare({bundle.manifest.name: bundle.manifest.tasks for bundle in bundles})
+    tasks_of = {bundle.manifest.name: bundle.manifest.tasks for bundle in bundles}
+    metrics.prepare(version("saccade"), tasks_of)
 
     def hear(state: WorkerState) -> None:
         for name in names:

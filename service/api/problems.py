@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from service import errors
 from service.errors import RetryLater, ServiceError
+from service.metrics import REJECTIONS
 
 STATUS: dict[type[ServiceError], int] = {
     ServiceError: 500,
@@ -50,6 +51,8 @@ def install_handlers(app: FastAPI) -> None:
 
     async def service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
+        if error.code in REJECTIONS:
+            request.state.serving.metrics.rejections.labels(error.code).inc()
         headers = {}
         if isinstance(error, RetryLater):
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))

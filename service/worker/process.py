@@ -127,6 +127,8 @@ class Worker:
             self._models.load(self._enter_phase)
             for name, model in self._models.describe().items():
                 self._metrics.model_ready.labels(name).set(1)
+                running = model["version"], model["runtime"], model["precision"]
+                self._metrics.model_info.labels(name, *running).set(1)
                 _log.info("model ready", extra={"model": name} | model)
             self._ready = True
             self._enter_phase("ready")
