@@ -187,7 +187,7 @@ def _tasks(loaded: Loaded, wanted: Sequence[bundle.Task] | None) -> list[bundle.
             f"{loaded.architecture} cannot do {', '.join(impossible)}; "
             f"it can do {', '.join(possible)}"
         )
-    return [task for task in possible if wanted is None or task in wanted]
+    return [task for task in possible if not wanted or task in wanted]
 
 
 def _explain(loaded: Loaded) -> bundle.Explain:

@@ -37,7 +37,7 @@ class File(Strict):
 
 
 class Tensor(Strict):
-    """One input or output of a graph; -1 in ``shape`` is the batch axis, and H and W of the canvas."""
+    """One input or output of a graph; -1 in ``shape`` is the batch axis."""
 
     name: str
     role: str

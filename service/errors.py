@@ -46,7 +46,7 @@ class ClientError(ServiceError):
 
 
 class InvalidBody(ClientError):
-    """The body is not what its content type says: broken multipart or JSON, no image, bad base64."""
+    """The body is not what its content type says: broken form or JSON, no picture, bad base64."""
 
     code = "invalid_body"
 

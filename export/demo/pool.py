@@ -20,18 +20,21 @@ Split = Literal["train", "validation", "held-out", "samples"]
 
 # First word of every seed, so that no scene is in two splits.
 SPLIT_SEEDS: dict[Split, int] = {"train": 1, "validation": 2, "held-out": 3, "samples": 4}
+# Side of the cells of the truth, in pixels of the canvas.
+CELL_PX = 4
 SERVED_SIZES = [(240, 320), (320, 240), (360, 640), (480, 480), (480, 640), (640, 480)]
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Pictures (N, H, W, 3) at the canvas, the label id of each (N,), and what their patches show
-    (N, gh, gw, classes + 1): the share of every class, and of the dominant thing.
+    """Pictures (N, H, W, 3) at the canvas, the label id of each (N,), and what their cells of
+    ``CELL_PX`` show (N, rows, columns, classes + 1): the share in 255ths of every class, and of the
+    dominant thing.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
-    patches: NDArray[np.float16]
+    cells: NDArray[np.uint8]
 
 
 def scene(split: Split, index: int) -> tuple[Scene, bytes]:
@@ -54,10 +57,10 @@ def jpeg(drawn: Scene, quality: int) -> bytes:
 
 
 def draw_examples(
-    split: Split, count: int, canvas: tuple[int, int], patch_size: int, workers: int
+    split: Split, count: int, canvas: tuple[int, int], workers: int
 ) -> Iterator[Examples]:
     """The first ``count`` scenes of a split in chunks, drawn by ``workers`` processes."""
-    chunk = partial(_chunk, split, canvas, patch_size)
+    chunk = partial(_chunk, split, canvas)
     starts = range(0, count, 256)
     stops = [min(start + 256, count) for start in starts]
     context = multiprocessing.get_context("spawn")
@@ -70,21 +73,19 @@ def concatenated(chunks: list[Examples]) -> Examples:
     return Examples(
         np.concatenate([chunk.images for chunk in chunks]),
         np.concatenate([chunk.labels for chunk in chunks]),
-        np.concatenate([chunk.patches for chunk in chunks]),
+        np.concatenate([chunk.cells for chunk in chunks]),
     )
 
 
-def _chunk(
-    split: Split, canvas: tuple[int, int], patch_size: int, start: int, stop: int
-) -> Examples:
-    images, labels, patches = [], [], []
+def _chunk(split: Split, canvas: tuple[int, int], start: int, stop: int) -> Examples:
+    images, labels, cells = [], [], []
     for index in range(start, stop):
         drawn, file = scene(split, index)
         picture = Image.open(io.BytesIO(file)).resize(canvas[::-1], Image.Resampling.BICUBIC)
         images.append(np.asarray(picture))
         labels.append(THINGS.index(drawn.label))
-        patches.append(_shares(drawn, (canvas[0] // patch_size, canvas[1] // patch_size)))
-    return Examples(np.stack(images), np.array(labels), np.stack(patches))
+        cells.append(_shares(drawn, (canvas[0] // CELL_PX, canvas[1] // CELL_PX)))
+    return Examples(np.stack(images), np.array(labels), np.stack(cells))
 
 
 def _training_size(rng: Generator) -> tuple[int, int]:
@@ -94,8 +95,8 @@ def _training_size(rng: Generator) -> tuple[int, int]:
     return sides if rng.uniform() < 0.6 else sides[::-1]
 
 
-def _shares(drawn: Scene, grid: tuple[int, int]) -> NDArray[np.float16]:
-    """Share of every class, and of the dominant thing, in every patch (gh, gw, classes + 1)."""
+def _shares(drawn: Scene, grid: tuple[int, int]) -> NDArray[np.uint8]:
+    """The truth of ``Examples.cells`` for one scene."""
     shares = np.zeros((*grid, len(CLASSES) + 1), dtype=np.float32)
     dominant = max(drawn.objects, key=lambda thing: thing.area_px)
     for segment in drawn.segments:
@@ -104,4 +105,4 @@ def _shares(drawn: Scene, grid: tuple[int, int]) -> NDArray[np.float16]:
         shares[..., CLASSES.index(segment.label)] += share
         if segment is dominant:
             shares[..., -1] = share
-    return shares.astype(np.float16)
+    return (shares * 255 + 0.5).astype(np.uint8)

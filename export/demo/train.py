@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, track
 from torch import Tensor, nn
 
-from export.demo.pool import Examples, Split, concatenated, draw_examples
+from export.demo.pool import CELL_PX, Examples, Split, concatenated, draw_examples
 from export.demo.scenes import CLASSES, THINGS
 from models.vit import ViT, ViTConfig
 
@@ -28,12 +28,12 @@ class Recipe:
 
     scenes: int = 16384
     validation_scenes: int = 1024
-    steps: int = 2000
-    batch: int = 128
-    peak_rate: float = 1.5e-3
-    warmup_steps: int = 150
+    steps: int = 4000
+    batch: int = 64
+    peak_rate: float = 1e-3
+    warmup_steps: int = 200
     weight_decay: float = 0.05
-    check_every: int = 200
+    check_every: int = 400
     seed: int = 0
 
 
@@ -88,12 +88,12 @@ def cached_examples(
     path = work / f"{split}-{count}-{height}x{width}.npz"
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)
-        chunks = draw_examples(split, count, config.canvas, config.patch_size, workers)
+        chunks = draw_examples(split, count, config.canvas, workers)
         total = math.ceil(count / 256)
         drawn = concatenated(list(track(chunks, f"drawing {count} {split} scenes", total)))
-        np.savez(path, images=drawn.images, labels=drawn.labels, patches=drawn.patches)
+        np.savez(path, images=drawn.images, labels=drawn.labels, cells=drawn.cells)
     stored = np.load(path)
-    return Examples(stored["images"], stored["labels"], stored["patches"])
+    return Examples(stored["images"], stored["labels"], stored["cells"])
 
 
 def train_classifier(
@@ -104,33 +104,26 @@ def train_classifier(
     checkpoint: Path,
     console: Console,
 ) -> ViT:
-    """Learn the label of every scene, and meanwhile from every patch token what the patch shows.
+    """Learn the label of every scene, and meanwhile from every patch token what its cells show.
 
-    The second task has no part in the finished network; it tells the tokens of a short training
-    where the shapes are, which labels alone do only after many times the number of scenes.
+    The second task has no part in the finished network; it teaches the tokens outlines and shapes
+    in a training so short that labels alone would teach them nothing.
     """
     torch.manual_seed(recipe.seed)
     model = ViT(config)
     initialize(model)
-    patch_head = nn.Linear(config.dim, len(CLASSES) + 1)
-    parameters = [*model.parameters(), *patch_head.parameters()]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim == 2], "decay": recipe.weight_decay},
-            {"params": [p for p in parameters if p.ndim != 2], "decay": 0.0},
-        ],
-        lr=recipe.peak_rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-    for group in optimizer.param_groups:
-        group["weight_decay"] = group["decay"]
+    cells_per_patch = (config.patch_size // CELL_PX) ** 2
+    cell_head = nn.Linear(config.dim, cells_per_patch * (len(CLASSES) + 1))
+    parameters = [*model.parameters(), *cell_head.parameters()]
+    optimizer = adamw(parameters, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, recipe))
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("training", total=recipe.steps, note="")
-        for step, (images, labels, patches) in enumerate(batches(train_set, recipe), 1):
-            loss = losses(model, patch_head, images, labels, patches)
+        for step, (images, labels, cells) in enumerate(
+            batches(train_set, config.patch_size, recipe), 1
+        ):
+            loss = losses(model, cell_head, images, labels, cells)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -145,22 +138,25 @@ def train_classifier(
 
 
 def losses(
-    model: ViT, patch_head: nn.Linear, images: Tensor, labels: Tensor, patches: Tensor
+    model: ViT, cell_head: nn.Linear, images: Tensor, labels: Tensor, cells: Tensor
 ) -> Tensor:
-    """Cross-entropy of the label, of every patch's classes, and of the dominant thing's share."""
+    """Cross-entropy of the label, of every cell's classes, and of the dominant thing's share."""
     with torch.autocast("cpu", torch.bfloat16):
         named = model(images)
-        seen = patch_head(named["tokens"][:, model.config.prefix_tokens :]).float()
-    logits, dominant = seen[..., :-1], seen[..., -1]
+        seen = cell_head(named["tokens"][:, model.config.prefix_tokens :]).float()
+    seen = seen.view(-1, cells.shape[-1])
+    truth = cells.view(-1, cells.shape[-1])
     return (
         F.cross_entropy(named["logits"].float(), labels, label_smoothing=0.02)
-        + F.cross_entropy(logits.flatten(0, 1), patches[..., :-1].flatten(0, 1))
-        + F.binary_cross_entropy_with_logits(dominant, patches[..., -1])
+        + F.cross_entropy(seen[:, :-1], truth[:, :-1])
+        + F.binary_cross_entropy_with_logits(seen[:, -1], truth[:, -1])
     )
 
 
-def batches(examples: Examples, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Augmented batches: images (B, 3, H, W) in -1..1, labels (B,), patches (B, P, classes + 1)."""
+def batches(
+    examples: Examples, patch_size: int, recipe: Recipe
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Augmented batches: images (B, 3, H, W) in -1..1, labels (B,), cells as ``grouped``."""
     rng = np.random.default_rng(recipe.seed)
     order = np.empty(0, dtype=np.int64)
     for _ in range(recipe.steps):
@@ -168,22 +164,29 @@ def batches(examples: Examples, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor
             order = np.concatenate([order, rng.permutation(len(examples.labels))])
         chosen, order = order[: recipe.batch], order[recipe.batch :]
         images = torch.from_numpy(examples.images[chosen])
-        patches = torch.from_numpy(examples.patches[chosen]).float()
-        images, patches = turned(images, patches)
+        cells = torch.from_numpy(examples.cells[chosen])
+        images, cells = turned(images, cells)
         labels = torch.from_numpy(examples.labels[chosen])
-        yield recolored(normalized(images)), labels, patches.flatten(1, 2)
+        yield recolored(normalized(images)), labels, grouped(cells, patch_size)
 
 
-def turned(images: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+def grouped(cells: Tensor, patch_size: int) -> Tensor:
+    """Shares in 255ths (B, rows, columns, K) to shares by patch (B, P, cells in a patch, K)."""
+    side = patch_size // CELL_PX
+    by_patch = cells.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
+    return by_patch.flatten(3, 4).flatten(1, 2).float() / 255
+
+
+def turned(images: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
     """Every picture (H, W, ...) with its grid in one of the eight poses of a square."""
-    images, patches = images.clone(), patches.clone()
+    images, cells = images.clone(), cells.clone()
     for dims in ((0, 1), (0,), (1,)):
-        for pixels, grid in zip(images, patches, strict=True):
+        for pixels, grid in zip(images, cells, strict=True):
             if torch.rand(()) < 0.5:
                 for array in (pixels, grid):
                     other = array.transpose(0, 1) if len(dims) == 2 else array.flip(dims)
                     array.copy_(other.clone())
-    return images, patches
+    return images, cells
 
 
 def normalized(images: Tensor) -> Tensor:
@@ -198,6 +201,15 @@ def recolored(images: Tensor) -> Tensor:
     gain = 1 + 0.15 * torch.randn(len(images), 3, 1, 1)
     offset = 0.1 * torch.randn(len(images), 3, 1, 1)
     return (images * gain + offset).clamp(-1, 1)
+
+
+def adamw(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
+    """Weight decay for the matrices only."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.98), fused=True)
 
 
 def rate(step: int, recipe: Recipe) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from service.api.schemas import Options, Problem
+from service.api.schemas import Options, Problem, Results
 
 EXAMPLE_PNG = (
     b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x02\x00\x00\x00"
@@ -39,7 +39,11 @@ def describe(
     properties = options.model_json_schema()["properties"]
     content = dict.fromkeys(files, _PICTURE)
     responses: dict[int | str, dict[str, Any]] = {
-        200: {"model": answer, "description": answer.__doc__, "content": content}
+        200: {
+            "model": answer | Results[answer],  # type: ignore[valid-type]
+            "description": answer.__doc__,
+            "content": content,
+        }
     }
     for status, text in _PROBLEMS.items():
         responses[status] = {

@@ -1,10 +1,15 @@
 """Shapes of requests and responses over HTTP; floats carry six digits."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
+Answered = TypeVar("Answered", bound=BaseModel)
 Rounded = Annotated[float, PlainSerializer(lambda value: round(value, 6))]
+
+
+def _example(value: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [value]})
 
 
 class Options(BaseModel):
@@ -81,14 +86,28 @@ class Prediction(BaseModel):
     score: Rounded
 
 
+_ABOUT_EXAMPLE = {
+    "model": "vit-scenes",
+    "version": "1",
+    "precision": "bf16",
+    "image": {"width": 480, "height": 360},
+}
+
+
 class ClassifyAnswer(Answer):
     """Classes, best first."""
+
+    model_config = _example(
+        _ABOUT_EXAMPLE | {"predictions": [{"label": "star", "label_id": 6, "score": 0.993507}]},
+    )
 
     predictions: list[Prediction]
 
 
 class EmbedAnswer(Answer):
     """A vector for the picture."""
+
+    model_config = _example(_ABOUT_EXAMPLE | {"embedding": [0.12045, -0.731002, 0.044871]})
 
     embedding: list[Rounded]
 
@@ -127,6 +146,28 @@ class Transform(BaseModel):
 class AttentionAnswer(Answer):
     """Maps, and where their grid lies on the picture."""
 
+    model_config = _example(
+        _ABOUT_EXAMPLE
+        | {
+            "maps": [
+                {
+                    "kind": "raw",
+                    "layer": 5,
+                    "head": "mean",
+                    "query": "class",
+                    "grid": [2, 2],
+                    "values": [[0.201, 0.017], [0.65, 0.102]],
+                }
+            ],
+            "transform": {
+                "canvas": {"width": 128, "height": 128},
+                "scale": [3.75, 2.8125],
+                "offset": [0, 0],
+                "region": {"xmin": 0, "ymin": 0, "xmax": 480, "ymax": 360},
+            },
+        }
+    )
+
     maps: list[AttentionMap]
     transform: Transform
 
@@ -134,7 +175,18 @@ class AttentionAnswer(Answer):
 class Problem(BaseModel):
     """An RFC 9457 problem document; further members depend on ``code``."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow") | _example(
+        {
+            "type": "urn:saccade:problem:unknown_model",
+            "title": "Not Found",
+            "status": 404,
+            "detail": "there is no model 'resnet'; served are vit-scenes",
+            "instance": "/v1/classify",
+            "code": "unknown_model",
+            "request_id": "77ab19b0d1a1a4d1",
+            "allowed": ["vit-scenes"],
+        }
+    )
 
     type: str
     title: str
@@ -143,6 +195,12 @@ class Problem(BaseModel):
     instance: str
     code: str
     request_id: str
+
+
+class Results(BaseModel, Generic[Answered]):
+    """Answers to several pictures, in order; a picture that failed has a problem document."""
+
+    results: list[Answered | Problem]
 
 
 class ModelSummary(BaseModel):

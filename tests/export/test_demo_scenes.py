@@ -121,17 +121,17 @@ def test_splits_share_no_scene_and_files_decode_to_their_size() -> None:
     assert validation.image.tobytes() != held_out.image.tobytes()
 
 
-def test_examples_carry_the_label_and_the_share_of_every_class_per_patch() -> None:
-    (chunk,) = draw_examples("train", 3, canvas=(64, 96), patch_size=16, workers=1)
+def test_examples_carry_the_label_and_the_share_of_every_class_per_cell() -> None:
+    (chunk,) = draw_examples("train", 3, canvas=(64, 96), workers=1)
     assert chunk.images.shape == (3, 64, 96, 3)
-    assert chunk.patches.shape == (3, 4, 6, len(CLASSES) + 1)
-    np.testing.assert_allclose(chunk.patches[..., :-1].sum(axis=-1), 1, atol=2e-3)
+    assert chunk.cells.shape == (3, 16, 24, len(CLASSES) + 1)
+    np.testing.assert_allclose(chunk.cells[..., :-1].sum(axis=-1), 255, atol=2)
     for index, label in enumerate(chunk.labels):
         drawn, _ = scene("train", index)
         assert THINGS[label] == drawn.label
         largest = max(drawn.objects, key=lambda thing: thing.area_px)
         share = largest.area_px / drawn.ids.size
-        assert chunk.patches[index, ..., -1].mean() == pytest.approx(share, rel=0.02)
+        assert chunk.cells[index, ..., -1].mean() / 255 == pytest.approx(share, rel=0.02)
 
 
 def test_the_sample_scenes_of_the_package_are_what_their_seeds_draw() -> None:
