@@ -1,0 +1,1 @@
+"""``saccade bench``: load from outside on a running server, and what came of it."""
