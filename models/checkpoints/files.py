@@ -12,6 +12,7 @@ from typing import Any
 
 import huggingface_hub
 import torch
+import yaml
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError
@@ -157,8 +158,7 @@ def _preprocessor(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None
 
 
 def _license(folder: Path, config: dict[str, Any]) -> str | None:
-    card = folder / "README.md"
-    metadata = (metadata_load(card) or {}) if card.is_file() else {}
+    metadata = _card_metadata(folder / "README.md")
     named = metadata.get("license_name") or metadata.get("license")
     named = named or config.get("pretrained_cfg", {}).get("license")
     if named is not None:
@@ -167,6 +167,15 @@ def _license(folder: Path, config: dict[str, Any]) -> str | None:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         return next((line.strip() for line in lines if line.strip()), None)
     return None
+
+
+def _card_metadata(card: Path) -> dict[str, Any]:
+    if not card.is_file():
+        return {}
+    try:
+        return metadata_load(card) or {}
+    except (yaml.YAMLError, ValueError):  # a card is prose by hand, and nothing depends on it
+        return {}
 
 
 def _digest(paths: list[Path]) -> str:

@@ -61,11 +61,14 @@ def canvas_of(preprocessor: dict[str, Any] | None) -> tuple[int, int] | None:
     return None if size is None else sides(size)
 
 
-def sides(size: int | list[int] | dict[str, int]) -> tuple[int, int]:
+def sides(size: Any) -> tuple[int, int]:
     """Height and width from any of the ways in which Hugging Face configs write them."""
-    if isinstance(size, dict):
-        return size["height"], size["width"]
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return height, width
+    match size:
+        case int():
+            return size, size
+        case {"height": int(height), "width": int(width)} | [int(height), int(width)]:
+            return height, width
+    raise CheckpointError(
+        f"{size!r} is no size; expected a number, [height, width] or "
+        '{"height": ..., "width": ...}'
+    )
