@@ -1,12 +1,13 @@
 """Errors as RFC 9457 problem details: one table from error class to status, and the handlers."""
 
+import json
 import logging
 import math
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from service import errors
@@ -44,6 +45,14 @@ def problem_of(error: ServiceError, request: Request) -> dict[str, Any]:
     if isinstance(error, RetryLater):
         facts["retry_after_s"] = error.retry_after_s
     return _document(status_of(error), error.code, str(error), request) | facts
+
+
+def response_of(error: ServiceError, request: Request) -> Response:
+    """The problem document as a response, with ``Retry-After`` where coming back will help."""
+    headers = {}
+    if isinstance(error, RetryLater):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    return _response(problem_of(error, request), headers)
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -95,6 +104,5 @@ def _document(status: int, code: str, detail: str, request: Request) -> dict[str
 
 
 def _response(document: dict[str, Any], headers: dict[str, str]) -> Response:
-    return JSONResponse(
-        document, status_code=document["status"], headers=headers, media_type=MEDIA_TYPE
-    )
+    # In ASCII: a lone surrogate, which JSON bodies can name parameters by, has no UTF-8.
+    return Response(json.dumps(document), document["status"], headers, MEDIA_TYPE)

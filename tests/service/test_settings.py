@@ -1,0 +1,138 @@
+"""Settings: flags, then the environment, then defaults; wrong ones stop the start."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import BadSettings
+from service.settings import PREFIX, Settings, load_settings
+
+OTHER_VALUES: dict[str, Any] = {
+    "repository": Path("/models here/ünd"),
+    "host": "::1",
+    "port": 9001,
+    "device": "cuda:3",
+    "precision": "bf16",
+    "runtime": "openvino",
+    "threads": 3,
+    "api_processes": 2,
+    "decode_threads": 5,
+    "max_batch": 32,
+    "max_queue": 77,
+    "max_queue_bytes": 5 * 2**20,
+    "max_body_bytes": 4096,
+    "max_images": 3,
+    "max_pixels": 5000,
+    "timeout_s": 1.25,
+    "body_timeout_s": 0.1 + 0.2,
+    "grace_s": 0.0,
+    "log_level": "debug",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(PREFIX + name.upper(), raising=False)
+
+
+def test_a_flag_beats_the_environment_which_beats_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load_settings().port == 8000
+    monkeypatch.setenv("SACCADE_PORT", "9000")
+    assert load_settings().port == 9000
+    assert load_settings({"port": "9001"}).port == 9001
+
+
+def test_a_flag_that_was_not_given_leaves_the_environment_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SACCADE_MAX_BATCH", "16")
+    settings = load_settings(dict.fromkeys(Settings.model_fields))
+    assert settings.max_batch == 16
+    assert settings == Settings(max_batch=16)
+
+
+def test_an_unknown_variable_is_refused_by_name_with_those_that_exist(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SACCADE_PROT", "9000")
+    with pytest.raises(BadSettings, match="SACCADE_PROT") as refused:
+        load_settings()
+    assert "SACCADE_PORT" in str(refused.value)
+
+
+def test_variables_of_others_are_none_of_our_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOT_SACCADE_PROT", "9000")
+    monkeypatch.setenv("SACCADES", "many")
+    assert load_settings() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("port", "65536", "65535"),
+        ("port", "http", "integer"),
+        ("port", "", "integer"),
+        ("device", "gpu", "auto|cpu|cuda"),
+        ("device", "cuda:x", "auto|cpu|cuda"),
+        ("precision", "fp64", "'bf16'"),
+        ("max_batch", "0", "1"),
+        ("timeout_s", "nan", "3600"),
+        ("timeout_s", "0", "greater than 0"),
+        ("grace_s", "inf", "3600"),
+        ("log_level", "loud", "'warning'"),
+        ("host", "", "1 character"),
+    ],
+)
+def test_a_wrong_value_names_the_setting_what_was_found_and_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str
+) -> None:
+    with pytest.raises(BadSettings) as by_flag:
+        load_settings({name: value})
+    monkeypatch.setenv(PREFIX + name.upper(), value)
+    with pytest.raises(BadSettings) as by_variable:
+        load_settings()
+    assert str(by_flag.value) == str(by_variable.value)
+    said = str(by_flag.value)
+    assert "--" + name.replace("_", "-") in said
+    assert PREFIX + name.upper() in said
+    assert f"found {value!r}" in said
+    assert allowed in said
+
+
+def test_every_wrong_setting_is_named_at_once() -> None:
+    with pytest.raises(BadSettings, match=r"--port .*; --max-batch "):
+        load_settings({"port": "x", "max_batch": "x"})
+
+
+def test_a_flag_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(BadSettings, match="--prot"):
+        load_settings({"prot": "1"})
+
+
+def test_a_child_reads_the_same_settings_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fields = Settings.model_fields
+    given = OTHER_VALUES | {name: fields[name].default for name in fields.keys() - OTHER_VALUES}
+    settings = load_settings(given)
+    environment = settings.to_environment()
+    assert environment.keys() == {PREFIX + name.upper() for name in fields}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == settings
+    assert load_settings().model_dump() == given
+
+
+def test_every_field_is_described_and_every_default_is_within_its_own_bounds() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+    defaults = {name: str(field.default) for name, field in Settings.model_fields.items()}
+    assert load_settings(defaults) == Settings()
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().port = 1  # type: ignore[misc]
