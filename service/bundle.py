@@ -248,7 +248,9 @@ def load_bundle(folder: Path) -> Bundle:
             f"{path} is missing: a version folder without it is no bundle. "
             "Finish the export or remove the folder."
         ) from None
-    except ValueError as error:
+    except OSError as error:
+        raise BadBundle(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
         raise BadBundle(
             f"{path} is not JSON ({error}). Copy the bundle again or export it anew."
         ) from None
@@ -274,8 +276,8 @@ def load_bundle(folder: Path) -> Bundle:
 def load_repository(repository: Path) -> list[Bundle]:
     """The newest version of every model below ``repository``, by name.
 
-    Versions are compared number by number ("10" is newer than "9"). Folders without a manifest are
-    unfinished and do not exist for the server.
+    Versions are compared number by number ("10" is newer than "9", "1.0" than "1.0-rc1"). Folders
+    without a manifest are unfinished and do not exist for the server.
 
     Raises:
         BadBundle: there is no such folder, no model in it, or a manifest is wrong.
@@ -297,10 +299,11 @@ def load_repository(repository: Path) -> list[Bundle]:
 
 
 def _version_key(folder: Path) -> list[tuple[int, str]]:
-    return [
-        (int(part), "") if part.isdigit() else (-1, part)
+    parts = [
+        (int(part), "") if part.isdecimal() else (-1, part)
         for part in re.split(r"[._-]", folder.name)
     ]
+    return [*parts, (0, "")]  # so that what a word follows is older than what ends there
 
 
 def _check_consistent(path: Path, manifest: Manifest) -> None:
@@ -319,6 +322,39 @@ def _check_consistent(path: Path, manifest: Manifest) -> None:
             raise BadBundle(f"{path} offers the task {task!r} and lists no labels.")
     if "attention" in manifest.tasks and manifest.explain is None:
         raise BadBundle(f"{path} offers the task 'attention' and has no 'explain' section.")
+    _check_graphs(path, manifest)
     ids = [label.id for label in manifest.labels]
     if len(set(ids)) != len(ids):
         raise BadBundle(f"{path} lists a label id twice.")
+
+
+def _check_graphs(path: Path, manifest: Manifest) -> None:
+    if not manifest.canvases:
+        raise BadBundle(f"{path} lists no serving graph.")
+    for canvas in manifest.canvases:
+        if "attention" in manifest.tasks and manifest.graph("explain", canvas, "fp32") is None:
+            raise BadBundle(
+                f"{path} offers the task 'attention' without an explain graph {canvas}."
+            )
+    for graph in manifest.graphs:
+        if graph.kind == "serve":
+            _check_outputs(path, manifest, graph)
+
+
+def _check_outputs(path: Path, manifest: Manifest, graph: Graph) -> None:
+    shapes = {tensor.name: tensor.shape for tensor in graph.outputs}
+    for task, output in (
+        ("classify", "scores"),
+        ("embed", "embedding"),
+        ("attention", "attention"),
+    ):
+        if task in manifest.tasks and output not in shapes:
+            raise BadBundle(
+                f"{path} offers the task {task!r}, but {graph.file} has no output {output!r}; "
+                f"it has {', '.join(shapes)}."
+            )
+    if "classify" in manifest.tasks and shapes["scores"] != [-1, len(manifest.labels)]:
+        raise BadBundle(
+            f"{path} lists {len(manifest.labels)} labels, but {graph.file} has "
+            f"{shapes['scores'][-1]} scores."
+        )
