@@ -10,8 +10,6 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from export.heads import Entry, Explain, Serve
 from export.pictures import Pictures, collect
@@ -33,6 +31,7 @@ from models.checkpoints import (
     load_model,
     open_checkpoint,
 )
+from models.macs import count_macs, count_parameters
 from models.vit import ViT
 from service import bundle
 from service.errors import StartError
@@ -125,8 +124,8 @@ def export_bundle(
             parity=parity,
             accuracy=list(accuracy),
             provenance=_provenance(checkpoint, loaded, shown),
-            parameters=sum(p.numel() for p in loaded.model.parameters()),
-            macs=_macs(loaded.model, sizes[0]),
+            parameters=count_parameters(loaded.model),
+            macs=count_macs(loaded.model, torch.zeros(1, 3, *sizes[0])),
         )
         return publish(folder, out, manifest)
 
@@ -245,13 +244,6 @@ def _default_name(checkpoint: Checkpoint) -> str:
     if checkpoint.revision is None:
         return checkpoint.folder.resolve().name
     return checkpoint.source.rsplit("/", 1)[-1]
-
-
-def _macs(model: nn.Module, size: Canvas) -> int:
-    """Multiply-accumulates of products and convolutions, for one picture."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, *size))
-    return counter.get_total_flops() // 2
 
 
 def _provenance(checkpoint: Checkpoint, loaded: Loaded, shown: Pictures) -> bundle.Provenance:

@@ -12,6 +12,7 @@ from service.worker.runtimes.base import Arrays, Runtime
 
 FP32_LIMIT = 1e-5
 COSINE_LIMIT = 0.999
+REDUCED_BATCH_LIMIT = 1e-3  # what a picture's neighbours may change below fp32: a rounding or two
 
 _TIE = 4.0  # a top-1 may change where the margin is below this many rms errors of the logits
 
@@ -95,6 +96,11 @@ def objections(parity: Parity) -> list[str]:
     found = []
     if not parity.cosine >= COSINE_LIMIT:
         found.append(f"smallest cosine is {parity.cosine:.5f} (limit {COSINE_LIMIT})")
+    if parity.batch_error is not None and not parity.batch_error <= REDUCED_BATCH_LIMIT:
+        found.append(
+            f"largest difference between alone and batched is {parity.batch_error:.1e} "
+            f"(limit {REDUCED_BATCH_LIMIT:.0e})"
+        )
     if parity.top1_agreement is not None and not parity.top1_agreement >= 1:
         found.append(f"top-1 agreement beyond ties is {parity.top1_agreement:.3f} (limit 1)")
     return found
