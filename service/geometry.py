@@ -261,7 +261,7 @@ def _hugging_face_edges(short: int, long: int, resize: Resize) -> tuple[int, int
     if resize.longest_edge is not None and long / short * edge > resize.longest_edge:
         exact = resize.longest_edge * short / long
         edge = round(exact)
-        if resize.rounding == "detr":
+        if resize.rounding == "detr" and exact > 0.5:  # below it DETR itself ends at no pixels
             exact = edge
     if short == edge:
         return short, long

@@ -86,7 +86,7 @@ class ImageLimits:
 
     max_pixels: int = 64_000_000
     max_side: int = 32_768
-    max_scans: int = 100
+    max_scans: int = 32
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def _upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # converting RGB copies it
 
 
 @contextmanager
