@@ -86,7 +86,7 @@ def load_vit(checkpoint: Checkpoint, architecture: str, canvas: tuple[int, int])
 def _config(config: dict[str, Any], kind: Architecture, classes: int) -> ViTConfig:
     """Our config at the canvas of the position table."""
     dinov2 = kind.base.startswith("dinov2")
-    _refuse_unsupported(config)
+    _refuse_unsupported(config, dinov2)
     patch_size = sides(config["patch_size"])[0]
     height, width = sides(config["image_size"])
     dim, swiglu = config["hidden_size"], dinov2 and config.get("use_swiglu_ffn", False)
@@ -114,13 +114,14 @@ def _config(config: dict[str, Any], kind: Architecture, classes: int) -> ViTConf
 
 def _registers(config: dict[str, Any], kind: Architecture) -> int:
     if kind.base == "dinov2_with_registers":
-        return config["num_register_tokens"]
+        return config.get("num_register_tokens", 4)
     return 1 if kind.base == "deit" and kind.pool == "class" else 0
 
 
-def _refuse_unsupported(config: dict[str, Any]) -> None:
-    required = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size")
-    absent = [name for name in (*required, "patch_size") if name not in config]
+def _refuse_unsupported(config: dict[str, Any], dinov2: bool) -> None:
+    required = ["hidden_size", "num_hidden_layers", "num_attention_heads", "image_size"]
+    required += ["patch_size"] if dinov2 else ["patch_size", "intermediate_size"]
+    absent = [name for name in required if name not in config]
     if absent:
         raise CheckpointError(f"config.json lacks {', '.join(absent)}")
     supported = {"hidden_act": "gelu", "num_channels": 3}

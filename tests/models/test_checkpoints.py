@@ -153,9 +153,9 @@ def test_config_that_we_do_not_implement_is_refused(
 def test_config_without_dimensions_is_refused_by_name(tmp_path: Path) -> None:
     source = saved(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    del config["hidden_size"], config["patch_size"]
+    del config["hidden_size"], config["patch_size"], config["intermediate_size"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="lacks hidden_size, patch_size"):
+    with pytest.raises(CheckpointError, match="lacks hidden_size, patch_size, intermediate_size"):
         load(source)
 
 
@@ -360,3 +360,43 @@ def test_loaded_network_is_a_module_in_fp32(tmp_path: Path) -> None:
     model = load(saved(tmp_path)).model
     assert isinstance(model, nn.Module)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_positions_of_a_rectangular_canvas_keep_their_rows_when_resampled(tmp_path: Path) -> None:
+    model = lively_vit()
+    rows = torch.arange(4.0).repeat_interleave(6)  # the row of each of the 4 x 6 patches
+    model.positions.data[0, 1:] = rows[:, None]
+    save_checkpoint(model, tmp_path, LABELS, PREPROCESSOR)
+    resampled = load_model(open_checkpoint(str(tmp_path)), (64, 24)).model
+    assert isinstance(resampled, ViT)
+    grid = resampled.positions[0, 1:, 0].unflatten(0, (8, 3))
+    assert torch.equal(grid, grid[:, :1].expand(8, 3))
+    assert bool((grid[1:, 0] > grid[:-1, 0]).all())
+    assert torch.equal(resampled.positions[:, 0], model.positions[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("ViTModel", "ViTConfig"),
+        ("DeiTModel", "DeiTConfig"),
+        ("ViTMAEModel", "ViTMAEConfig"),
+        ("Dinov2Model", "Dinov2Config"),
+        ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig"),
+    ],
+)
+def test_options_left_out_of_the_config_have_the_defaults_of_transformers(
+    architecture: str, kind: str, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3}
+    config = getattr(transformers, kind)(**sizes, image_size=32, patch_size=8)
+    getattr(transformers, architecture)(config).save_pretrained(tmp_path)
+    kept = ("architectures", "image_size", "patch_size", "intermediate_size", *sizes)
+    stated = json.loads((tmp_path / "config.json").read_text())
+    bare = {name: stated[name] for name in kept if name in stated}
+    (tmp_path / "config.json").write_text(json.dumps(bare))
+    model = load_model(open_checkpoint(str(tmp_path)), (32, 32)).model
+    assert isinstance(model, ViT)
+    assert model.config.norm_eps == config.layer_norm_eps
+    assert model.config.registers == getattr(config, "num_register_tokens", kind == "DeiTConfig")
+    assert model.config.mlp_dim == getattr(config, "intermediate_size", 96)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.checkpoints import Loaded, load_model, open_checkpoint
 
 BODY = {
-    "hidden_size": 48,
+    "hidden_size": 36,
     "num_hidden_layers": 3,
     "num_attention_heads": 3,
     "image_size": 32,
