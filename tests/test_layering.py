@@ -17,6 +17,7 @@ FOLDERS = ("models", "export", "service", "bench")
 RUNTIMES = {"onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
 OFFLINE = ("torch", "torchvision", "transformers", "timm", "safetensors", "onnx", "onnxscript")
 HTTP = ("fastapi", "starlette", "uvicorn")
+FILE_LIBRARIES = ("safetensors", "huggingface_hub", "yaml")  # the last for what the second raises
 SEEN_BY_EXPORT = ("bundle", "images", "geometry", "tasks", "worker.runtimes", "errors")
 LAZY = {("service/cli.py", "export")}
 """(file, package) that may be imported inside a function, and nowhere else."""
@@ -74,7 +75,7 @@ def forbidden(path: str, name: str, lazy: bool) -> str | None:
 def _forbidden_in_models(path: str, top: str) -> str | None:
     if top in ("models", "torch", *sys.stdlib_module_names):
         return None
-    if path.startswith("models/checkpoints/") and top in ("safetensors", "huggingface_hub"):
+    if path.startswith("models/checkpoints/") and top in FILE_LIBRARIES:
         return None
     return "models are plain PyTorch"
 

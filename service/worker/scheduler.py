@@ -98,43 +98,49 @@ class Scheduler:
     def cancel(self, job_id: tuple[bytes, int]) -> bool:
         """Forget a waiting job; False if it is not waiting (it runs, has run, or never came)."""
         job = self._waiting.get(job_id)
-        return job is not None and self._take(job)
+        if job is None:
+            return False
+        self._take(job)
+        job.inputs = {}  # its place in the queue goes later, its pixels now
+        return True
 
     def next_batch(self) -> Batch:
         """The oldest job's group, oldest first, up to its best batch; empty when nothing waits."""
         late: list[Job] = []
-        while (group := self._oldest_group()) is not None:
-            jobs = self._collect(group, late)
-            if jobs:
-                return Batch(jobs, late)
-        return Batch([], late)
+        now_s = self._clock()
+        group = self._oldest_group(now_s, late)
+        return Batch([] if group is None else self._collect(group, now_s, late), late)
 
-    def _collect(self, group: Group, late: list[Job]) -> list[Job]:
+    def _collect(self, group: Group, now_s: float, late: list[Job]) -> list[Job]:
         jobs: list[Job] = []
-        queue, now, limit = self._groups[group], self._clock(), self._best_batch(group)
-        while queue and len(jobs) < limit:
+        queue, limit = self._groups[group], self._best_batch(group)
+        while len(jobs) < limit and self._skip_dead(queue, now_s, late):
             job = queue[0][1]
-            if job.alone and jobs and self._waits(job):
+            if job.alone and jobs:
                 break
             queue.popleft()
-            if not self._take(job):
-                continue
-            if job.deadline_s <= now:
-                late.append(job)
-                continue
+            self._take(job)
             jobs.append(job)
             if job.alone:
                 break
         return jobs
 
-    def _oldest_group(self) -> Group | None:
+    def _oldest_group(self, now_s: float, late: list[Job]) -> Group | None:
         for group in list(self._groups):
-            queue = self._groups[group]
-            while queue and not self._waits(queue[0][1]):
-                queue.popleft()
-            if not queue:
+            if not self._skip_dead(self._groups[group], now_s, late):
                 del self._groups[group]
         return min(self._groups, key=lambda group: self._groups[group][0][0], default=None)
+
+    def _skip_dead(self, queue: deque[tuple[int, Job]], now_s: float, late: list[Job]) -> bool:
+        """Drop cancelled and late jobs from the head; whether one to run is left."""
+        while queue:
+            job = queue[0][1]
+            if self._waits(job) and job.deadline_s > now_s:
+                return True
+            queue.popleft()
+            if self._take(job):
+                late.append(job)
+        return False
 
     def _waits(self, job: Job) -> bool:
         return self._waiting.get(job.id) is job

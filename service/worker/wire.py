@@ -21,7 +21,7 @@ Frame = bytes | memoryview
 def pack(header: Header, arrays: Arrays | None = None) -> list[Frame]:
     """Frames of one message; array frames are views, so the arrays must not change until sent."""
     arrays = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
-    described = [[name, array.dtype.name, array.shape] for name, array in arrays.items()]
+    described = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
     first = json.dumps({**header, "arrays": described}).encode()
     return [first, *(array.reshape(-1).view(np.uint8).data for array in arrays.values())]
 
