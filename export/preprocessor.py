@@ -47,20 +47,18 @@ class Preprocessing:
     reduce_labels: bool = False
 
 
-def read_preprocessor(
-    config: Config, canvas: tuple[int, int] | None = None, processor: str | None = None
-) -> Preprocessing:
+def read_preprocessor(config: Config, canvas: tuple[int, int] | None = None) -> Preprocessing:
     """Read every field that changes pixels, with the defaults of its ``image_processor_type``.
 
     ``canvas`` (height, width) is used where the file does not fix one: it pads, or does not resize.
-    ``processor`` is the type of a file that names none, as early ones do; without it such a file
-    must state everything. ``crop_rounding`` is our own key, for files made from timm's settings.
+    A file that names no type must state everything. ``crop_rounding`` is our own key, for settings
+    of timm, which crops as torchvision does.
 
     Raises:
         PreprocessorError: the type is unknown, a key is unknown and set, a value is out of range,
         or pictures would end in sizes that vary.
     """
-    kind = _kind(config, processor)
+    kind = _kind(config)
     options = {RENAMED.get(key, key): value for key, value in config.items() if value is not None}
     _refuse_unknown(options)
     if not kind and (open_keys := TO_BE_STATED - options.keys()):
@@ -85,9 +83,9 @@ def read_preprocessor(
     )
 
 
-def _kind(config: Config, processor: str | None) -> str:
+def _kind(config: Config) -> str:
     """The class without its suffix, or nothing where none is named."""
-    name = config.get("image_processor_type") or config.get("feature_extractor_type") or processor
+    name = config.get("image_processor_type") or config.get("feature_extractor_type")
     if name is None:
         return ""
     match = re.fullmatch(r"(\w+?)(?:ImageProcessor|FeatureExtractor)(?:Fast|Pil)?", str(name))

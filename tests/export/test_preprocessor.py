@@ -355,12 +355,6 @@ def test_what_cannot_be_reproduced_is_refused(changes: dict[str, Any], sentence:
         read_preprocessor({"image_processor_type": "ViTImageProcessor", **changes})
 
 
-def test_a_file_without_a_type_takes_the_one_named_by_the_caller() -> None:
-    early = {"do_normalize": True, "do_resize": True, "size": 224}
-    named = read_preprocessor({**early, "image_processor_type": "ViTImageProcessor"})
-    assert read_preprocessor(early, processor="ViTImageProcessor") == named
-
-
 def test_a_file_without_a_type_must_state_everything() -> None:
     stated = {"size": 256, "do_center_crop": True, "crop_size": 224, "resample": 3, **IMAGENET}
     with pytest.raises(PreprocessorError, match="image_mean, resample is not stated"):
