@@ -40,6 +40,7 @@ def preprocessor_from_timm(config: dict[str, Any]) -> dict[str, Any]:
         "resample": RESAMPLE[interpolation],
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
+        "crop_rounding": "torchvision",  # read by our preprocessor alone; timm crops as torchvision
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

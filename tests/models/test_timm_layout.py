@@ -217,6 +217,7 @@ def test_timm_transform_is_restated_as_a_preprocessor(tmp_path: Path) -> None:
         "resample": 3,
         "do_center_crop": True,
         "crop_size": {"height": 224, "width": 224},
+        "crop_rounding": "torchvision",
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
