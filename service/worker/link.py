@@ -78,11 +78,12 @@ class WorkerLink:
         self._tasks = [asyncio.create_task(self._stay_connected(), name="worker link")]
 
     async def close(self) -> None:
-        """Disconnect; pictures still pending fail with WorkerLost."""
+        """Disconnect; pictures still pending fail with WorkerLost, new ones with NotReady."""
         for task in self._tasks:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        self.state = WorkerState(phase="the server is shutting down")
         for pending in list(self._pending.values()):
             _fail(pending, WorkerLost("the server is shutting down"))
         self._context.destroy(linger=0)
@@ -157,9 +158,8 @@ class WorkerLink:
     async def _receive(self) -> None:
         while True:
             frames = await self._socket.recv_multipart(copy=False)
-            header, arrays = wire.unpack([frame.buffer for frame in frames])
             try:
-                self._handle(header, arrays)
+                self._handle(*wire.unpack([frame.buffer for frame in frames]))
             except Exception:
                 _log.exception("message from the worker")  # a bug of ours; the loop goes on
 

@@ -74,7 +74,7 @@ class Models:
                 "precision": model.choice.precision,
                 "device": model.choice.device,
             }
-            for name, model in self._models.items()
+            for name, model in list(self._models.items())  # another thread may be loading
         }
 
     def run(self, group: Group, items: list[Arrays]) -> Ran:

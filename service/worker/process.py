@@ -63,7 +63,7 @@ class Worker:
         """Answer until the process ends.
 
         Raises:
-            BaseException: whatever kept the models from loading.
+            BaseException: whatever kept the models from loading, or ended the batch loop.
         """
         router = self._context.socket(zmq.ROUTER)
         router.setsockopt(
@@ -71,7 +71,8 @@ class Worker:
         )  # admission bounds what waits; a dropped answer is never right
         router.setsockopt(zmq.RCVHWM, 0)
         router.bind(self._endpoint)
-        threading.Thread(target=self._load_and_run, name="batches", daemon=True).start()
+        batches = threading.Thread(target=self._load_and_run, name="batches", daemon=True)
+        batches.start()
         poller = zmq.Poller()
         poller.register(router, zmq.POLLIN)
         poller.register(self._wake_in, zmq.POLLIN)
@@ -88,6 +89,8 @@ class Worker:
             while self._outbox:
                 peer, frames = self._outbox.popleft()
                 router.send_multipart([peer, *frames], copy=False)
+        batches.join()
+        self._context.destroy(linger=0)
         raise self._failure
 
     def _receive(self, router: "zmq.Socket[bytes]") -> None:
@@ -120,22 +123,26 @@ class Worker:
                 self._refuse(job, error)
 
     def _load_and_run(self) -> None:
-        wake = self._context.socket(zmq.PUSH)
-        wake.connect("inproc://wake")
-        self._wake = wake
-        try:
-            self._models.load(self._enter_phase)
-            for name, model in self._models.describe().items():
-                self._metrics.model_ready.labels(name).set(1)
-                running = model["version"], model["runtime"], model["precision"]
-                self._metrics.model_info.labels(name, *running).set(1)
-                _log.info("model ready", extra={"model": name} | model)
-            self._ready = True
-            self._enter_phase("ready")
-        except BaseException as error:
-            self._failure = error
-            wake.send(b"")
-            return
+        with self._context.socket(zmq.PUSH) as self._wake:
+            self._wake.connect("inproc://wake")
+            try:
+                self._load()
+                self._run_forever()
+            except BaseException as error:  # told to the other thread, which ends the process
+                self._failure = error
+                self._wake.send(b"")
+
+    def _load(self) -> None:
+        self._models.load(self._enter_phase)
+        for name, model in self._models.describe().items():
+            self._metrics.model_ready.labels(name).set(1)
+            running = model["version"], model["runtime"], model["precision"]
+            self._metrics.model_info.labels(name, *running).set(1)
+            _log.info("model ready", extra={"model": name} | model)
+        self._ready = True
+        self._enter_phase("ready")
+
+    def _run_forever(self) -> None:
         while True:
             try:
                 self._run_next()
@@ -161,12 +168,13 @@ class Worker:
         started_s = time.monotonic()
         try:
             ran = self._models.run(jobs[0].group, [job.inputs for job in jobs])
+            answered = list(zip(jobs, ran.outputs, strict=True))
         except Exception as error:
             self._fail(jobs, error)
             return
         infer_s = time.monotonic() - started_s
         self._measure_batch(jobs, started_s, infer_s)
-        for job, arrays in zip(jobs, ran.outputs, strict=True):
+        for job, arrays in answered:
             header = {
                 "type": "result",
                 "id": job.id[1],

@@ -1,0 +1,369 @@
+"""The API's end of the line, against a worker that does what each test says."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+import zmq.asyncio
+
+from service.errors import (
+    DeadlineExceeded,
+    NotReady,
+    Overloaded,
+    RuntimeFailed,
+    ServerError,
+    WorkerLost,
+)
+from service.worker import wire
+from service.worker.link import Result, WorkerLink, WorkerState
+from service.worker.runtimes.base import Arrays
+from service.worker.scheduler import Group
+
+GROUP = Group("vit", "serve", "2x2")
+RUNNING = {"vit": {"runtime": "openvino", "precision": "bf16", "device": "cpu"}}
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 60))
+
+
+def pixels(value: int) -> Arrays:
+    return {"images": np.full((2, 2, 3), value, np.uint8)}
+
+
+class FakeWorker:
+    """The other end of the line, message by message."""
+
+    def __init__(self, folder: Path) -> None:
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.bind(endpoint_of(folder))
+        self.peer = b""
+
+    async def receive(self) -> tuple[dict[str, Any], Arrays]:
+        self.peer, *frames = await self._socket.recv_multipart()
+        return wire.unpack(frames)
+
+    async def send(self, arrays: Arrays | None = None, **header: Any) -> None:
+        await self._socket.send_multipart([self.peer, *wire.pack(header, arrays)])
+
+    async def send_bytes(self, *frames: bytes) -> None:
+        await self._socket.send_multipart([self.peer, *frames])
+
+    async def status(self, ready: bool, phase: str = "ready") -> None:
+        await self.send(type="status", ready=ready, phase=phase, models=RUNNING if ready else {})
+
+    async def welcome(self) -> None:
+        header, _ = await self.receive()
+        assert header == {"type": "hello"}
+        await self.status(ready=True)
+
+    async def answer(self, job_id: int, value: float, batch_size: int = 1) -> None:
+        outputs = {"scores": np.array([value], np.float32)}
+        timing = {"batch_size": batch_size, "queue_s": 0.25, "infer_s": 0.5, "precision": "bf16"}
+        await self.send(outputs, type="result", id=job_id, **timing)
+
+    def die(self) -> None:
+        self._context.destroy(linger=0)
+
+
+class Line:
+    """A link and what it said of the worker's state."""
+
+    def __init__(self, folder: Path) -> None:
+        self.states: asyncio.Queue[WorkerState] = asyncio.Queue()
+        self.link = WorkerLink(endpoint_of(folder), self.states.put_nowait)
+
+    async def until(self, ready: bool) -> WorkerState:
+        while (state := await self.states.get()).ready != ready:
+            pass
+        assert self.link.state.ready == ready
+        return state
+
+    def infer(self, value: int, within_s: float = 50.0) -> "asyncio.Task[Result]":
+        deadline_s = time.monotonic() + within_s
+        return asyncio.create_task(self.link.infer(GROUP, pixels(value), deadline_s))
+
+
+def endpoint_of(folder: Path) -> str:
+    return f"ipc://{folder}/w"
+
+
+@asynccontextmanager
+async def connected(folder: Path) -> AsyncIterator[tuple[Line, FakeWorker]]:
+    """A link that has heard that its worker is ready."""
+    worker, line = FakeWorker(folder), Line(folder)
+    await line.link.start()
+    try:
+        await worker.welcome()
+        await line.until(ready=True)
+        yield line, worker
+    finally:
+        await line.link.close()
+        worker.die()
+
+
+async def successor(folder: Path, line: Line, dead: FakeWorker) -> FakeWorker:
+    """The dead worker's replacement, as soon as the link knows of both events."""
+    dead.die()
+    await line.until(ready=False)
+    worker = FakeWorker(folder)
+    await worker.welcome()
+    await line.until(ready=True)
+    return worker
+
+
+def test_a_picture_goes_out_and_its_result_comes_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            assert line.link.state == WorkerState(True, "ready", RUNNING)
+            asked = line.infer(7)
+            header, arrays = await worker.receive()
+            assert (header["type"], header["alone"]) == ("infer", False)
+            assert (header["model"], header["graph"], header["canvas"]) == tuple(GROUP)
+            assert 0 < header["deadline_s"] - time.monotonic() <= 50
+            assert np.array_equal(arrays["images"], pixels(7)["images"])
+            assert line.link.in_flight == 1
+            await worker.answer(header["id"], 0.75, batch_size=3)
+            result = await asked
+            assert result.outputs["scores"].tolist() == [0.75]
+            assert (result.batch_size, result.queue_s, result.infer_s) == (3, 0.25, 0.5)
+            assert result.precision == "bf16"
+            assert line.link.in_flight == 0
+
+    run(scenario())
+
+
+def test_answers_in_another_order_find_their_callers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            asked = [line.infer(value) for value in range(4)]
+            received = [await worker.receive() for _ in asked]
+            for header, arrays in reversed(received):
+                await worker.answer(header["id"], float(arrays["images"][0, 0, 0]))
+            results = await asyncio.gather(*asked)
+            assert [result.outputs["scores"][0] for result in results] == [0, 1, 2, 3]
+
+    run(scenario())
+
+
+def test_an_error_comes_back_as_itself_with_facts_and_retry_after(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            asked = [line.infer(0), line.infer(1), line.infer(2)]
+            ids = [(await worker.receive())[0]["id"] for _ in asked]
+            error: dict[str, Any] = {"type": "error", "facts": {"waiting": 8}, "message": "full"}
+            await worker.send(**error, kind="Overloaded", id=ids[0], retry_after_s=2.5)
+            await worker.send(**error, kind="RuntimeFailed", id=ids[1])
+            await worker.send(**error, kind="OfANewerRelease", id=ids[2])
+            overloaded, failed, unknown = await asyncio.gather(*asked, return_exceptions=True)
+            assert isinstance(overloaded, Overloaded)
+            assert (str(overloaded), overloaded.facts) == ("full", {"waiting": 8})
+            assert overloaded.retry_after_s == 2.5
+            assert isinstance(failed, RuntimeFailed)
+            assert type(unknown) is ServerError
+
+    run(scenario())
+
+
+def test_leaving_takes_the_picture_off_the_queue(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            asked = line.infer(0)
+            header, _ = await worker.receive()
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            assert (await worker.receive())[0] == {"type": "cancel", "id": header["id"]}
+            assert line.link.in_flight == 0
+
+    run(scenario())
+
+
+def test_a_deadline_ends_the_wait_even_if_the_worker_is_silent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, _):
+            for within_s in (0.01, -1.0):
+                with pytest.raises(DeadlineExceeded):
+                    await line.infer(0, within_s)
+            assert line.link.in_flight == 0
+
+    run(scenario())
+
+
+def test_nothing_is_sent_before_the_worker_is_ready_and_the_phase_is_told(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        worker, line = FakeWorker(tmp_path), Line(tmp_path)
+        with pytest.raises(NotReady, match="waiting for the worker"):
+            await line.link.infer(GROUP, pixels(0), time.monotonic() + 50)
+        await line.link.start()
+        assert (await worker.receive())[0] == {"type": "hello"}
+        await worker.status(ready=False, phase="compiling vit")
+        await line.until(ready=False)
+        with pytest.raises(NotReady, match="compiling vit"):
+            await line.infer(0)
+        assert not line.link.was_ready
+        await worker.status(ready=True)
+        await line.until(ready=True)
+        assert line.link.was_ready
+        line.infer(5)
+        header, arrays = await worker.receive()  # the first message since hello
+        assert arrays["images"][0, 0, 0] == 5
+        await worker.answer(header["id"], 0)
+        await line.link.close()
+        worker.die()
+
+    run(scenario())
+
+
+def test_a_dead_worker_is_noticed_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            worker.die()
+            state = await line.until(ready=False)
+            assert "died" in state.phase
+            assert state.models == {}
+            with pytest.raises(NotReady, match="died"):
+                await line.infer(0)
+            assert line.link.was_ready
+
+    run(scenario())
+
+
+def test_a_picture_that_was_running_is_sent_to_the_successor_to_run_alone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, first):
+            asked = line.infer(9)
+            before, _ = await first.receive()
+            await first.send(type="started", ids=[before["id"]])
+            second = await successor(tmp_path, line, first)
+            again, arrays = await second.receive()
+            assert again == before | {"alone": True}
+            assert np.array_equal(arrays["images"], pixels(9)["images"])
+            await second.answer(again["id"], 0.5)
+            assert (await asked).outputs["scores"].tolist() == [0.5]
+            second.die()
+
+    run(scenario())
+
+
+def test_a_picture_that_was_running_in_two_deaths_is_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            asked = line.infer(9)
+            for _ in range(2):
+                header, _ = await worker.receive()
+                await worker.send(type="started", ids=[header["id"]])
+                worker = await successor(tmp_path, line, worker)
+            with pytest.raises(WorkerLost, match="died 2 times"):
+                await asked
+            sentinel = line.infer(1)  # the next message is this one: the refused is not sent again
+            header, arrays = await worker.receive()
+            assert arrays["images"][0, 0, 0] == 1
+            await worker.answer(header["id"], 0)
+            await sentinel
+            worker.die()
+
+    run(scenario())
+
+
+def test_a_picture_that_only_waited_has_no_part_in_the_deaths(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            asked = line.infer(9)
+            for _ in range(3):
+                header, _ = await worker.receive()
+                assert header["alone"] is False
+                worker = await successor(tmp_path, line, worker)
+            header, _ = await worker.receive()
+            await worker.answer(header["id"], 0.5)
+            assert (await asked).outputs["scores"].tolist() == [0.5]
+            worker.die()
+
+    run(scenario())
+
+
+def test_every_picture_reaches_the_successor_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, first):
+            asked = [line.infer(value) for value in range(3)]
+            for _ in asked:
+                await first.receive()
+            second = await successor(tmp_path, line, first)
+            await second.status(ready=True)  # said every second: no reason to send again
+            await line.until(ready=True)
+            asked.append(line.infer(3))
+            received = [await second.receive() for _ in asked]
+            assert [int(arrays["images"][0, 0, 0]) for _, arrays in received] == [0, 1, 2, 3]
+            for header, _ in received:
+                await second.answer(header["id"], 0)
+            await asyncio.gather(*asked)
+            second.die()
+
+    run(scenario())
+
+
+def test_what_was_cancelled_while_the_worker_was_away_is_not_sent_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, first):
+            leaving, staying = line.infer(1), line.infer(2)
+            await first.receive()
+            await first.receive()
+            first.die()
+            await line.until(ready=False)
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            second = FakeWorker(tmp_path)
+            seen: list[tuple[dict[str, Any], Arrays]] = []
+            while not seen or seen[-1][0]["type"] != "infer":
+                seen.append(await second.receive())
+                if seen[-1][0]["type"] == "hello":
+                    await second.status(ready=True)
+            assert seen[-1][1]["images"][0, 0, 0] == 2
+            await second.answer(seen[-1][0]["id"], 0)
+            await staying
+            second.die()
+
+    run(scenario())
+
+
+def test_messages_that_concern_nobody_or_make_no_sense_are_survived(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            asked = line.infer(0)
+            header, _ = await worker.receive()
+            await worker.answer(999, 1.0)
+            await worker.send(type="started", ids=[998, 999])
+            await worker.send(type="error", id=999, kind="NotReady", message="x", facts={})
+            await worker.send_bytes(b"not json")
+            await worker.send_bytes(b'{"type": "result", "id": 1, "arrays": [["x", "<f4", [1]]]}')
+            await worker.answer(header["id"], 0.5)
+            await worker.answer(header["id"], 0.75)  # a second answer changes nothing
+            assert (await asked).outputs["scores"].tolist() == [0.5]
+
+    run(scenario())
+
+
+def test_closing_fails_what_is_pending_and_refuses_what_comes(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        worker, line = FakeWorker(tmp_path), Line(tmp_path)
+        await line.link.start()
+        await worker.welcome()
+        await line.until(ready=True)
+        asked = line.infer(0)
+        await worker.receive()
+        await line.link.close()
+        with pytest.raises(WorkerLost, match="shutting down"):
+            await asked
+        with pytest.raises(NotReady, match="shutting down"):
+            await line.infer(0)
+        worker.die()
+
+    run(scenario())

@@ -1,0 +1,381 @@
+"""The worker process without its process: a real endpoint, and models that do what a test says."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from service.errors import BadBundle
+from service.metrics import Metrics
+from service.settings import Settings
+from service.worker import wire
+from service.worker.models import Ran
+from service.worker.process import Worker
+from service.worker.runtimes.base import Arrays
+from service.worker.scheduler import Group
+
+PATIENCE_S = 30.0
+RUNNING = {"version": "1", "runtime": "fake", "precision": "fp32", "device": "cpu"}
+BAD, FATAL = 13, 99
+
+
+class FakeModels:
+    """Adds one to each value; fails on BAD, and takes the thread down on FATAL."""
+
+    def __init__(self) -> None:
+        self.may_load, self.may_run, self.entered = (threading.Event() for _ in range(3))
+        self.may_load.set()
+        self.may_run.set()
+        self.ran: list[list[int]] = []
+        self.failure: Exception | None = None
+        self.forgets = False
+
+    def load(self, report: Callable[[str], None]) -> None:
+        report("warming up vit")
+        assert self.may_load.wait(PATIENCE_S)
+        if self.failure is not None:
+            raise self.failure
+
+    def describe(self) -> dict[str, dict[str, str]]:
+        return {"vit": RUNNING} if self.may_load.is_set() else {}
+
+    def run(self, group: Group, items: list[Arrays]) -> Ran:
+        self.entered.set()
+        assert self.may_run.wait(PATIENCE_S)
+        values = [int(item["x"]) for item in items]
+        self.ran.append(values)
+        if FATAL in values:
+            raise SystemExit(1)
+        if BAD in values:
+            raise RuntimeError("a bad picture")
+        outputs = [{"y": item["x"] + 1} for item in items]
+        return Ran(outputs[:-1] if self.forgets else outputs, "fp32")
+
+
+class Peer:
+    """One API process, message by message."""
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> None:
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.connect(endpoint)
+        self.close = self._socket.close
+
+    def send(self, **header: Any) -> None:
+        self._socket.send_multipart(wire.pack(header))
+
+    def infer(self, job_id: int, value: int, **fields: Any) -> None:
+        header = {"type": "infer", "id": job_id, "model": "vit", "graph": "serve", "canvas": "1x1"}
+        header |= {"deadline_s": time.monotonic() + PATIENCE_S, "alone": False} | fields
+        self._socket.send_multipart(wire.pack(header, {"x": np.array(value, np.int32)}))
+
+    def receive(self, *kinds: str) -> tuple[dict[str, Any], Arrays]:
+        """The next message of these kinds."""
+        while self._socket.poll(int(PATIENCE_S * 1000)):
+            header, arrays = wire.unpack(self._socket.recv_multipart())
+            if header["type"] in kinds:
+                return header, arrays
+        raise AssertionError(f"no {kinds} came")
+
+    def answers(self, count: int) -> dict[int, dict[str, Any]]:
+        """That many results (with their value as "y") and errors, by id."""
+        found = {}
+        for _ in range(count):
+            header, arrays = self.receive("result", "error")
+            assert header["id"] not in found, "answered twice"
+            found[header["id"]] = header | {name: int(y) for name, y in arrays.items()}
+        return found
+
+    def wait_until_heard(self) -> None:
+        """Come back when the worker has dealt with all that was sent before."""
+        self.send(type="hello")
+        self.receive("status")
+
+
+class Rig:
+    """A worker in a thread."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.models, self.metrics = FakeModels(), Metrics()
+        self.endpoint = f"ipc://{folder}/w"
+        self.ended: list[BaseException] = []
+        self._peers: list[Peer] = []
+        self._worker = Worker(settings, self.models, self.metrics, self.endpoint)  # type: ignore[arg-type]
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._thread = threading.Thread(target=self._serve)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def peer(self) -> Peer:
+        self._peers.append(Peer(self._context, self.endpoint))
+        return self._peers[-1]
+
+    def value_of(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
+
+    def join(self) -> None:
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+
+    def close(self) -> None:
+        self.models.may_load.set()
+        self.models.may_run.set()
+        if not self.ended:
+            self.peer().infer(0, FATAL, alone=True)
+        self.join()
+        for peer in self._peers:
+            peer.close(linger=0)
+        self._context.destroy(linger=0)
+
+    def _serve(self) -> None:
+        try:
+            self._worker.serve()
+        except BaseException as error:
+            self.ended.append(error)
+
+
+@contextmanager
+def running(folder: Path, **settings: Any) -> Iterator[Rig]:
+    rig = Rig(folder, Settings(**({"max_batch": 4} | settings)))
+    rig.start()
+    try:
+        yield rig
+    finally:
+        rig.close()
+
+
+@contextmanager
+def busy(folder: Path, **settings: Any) -> Iterator[tuple[Rig, Peer]]:
+    """A worker that is in the middle of a batch (job 1, value 0) until ``may_run`` is set."""
+    with running(folder, **settings) as rig:
+        peer = rig.peer()
+        rig.models.may_run.clear()
+        peer.infer(1, 0)
+        assert rig.models.entered.wait(PATIENCE_S)
+        yield rig, peer
+
+
+def test_a_lone_picture_is_announced_run_and_answered(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        peer = rig.peer()
+        sent_s = time.monotonic()
+        peer.infer(5, 41)
+        assert peer.receive("started")[0] == {"type": "started", "ids": [5]}
+        header, arrays = peer.receive("result", "error")
+        assert arrays["y"] == 42
+        assert (header["id"], header["batch_size"], header["precision"]) == (5, 1, "fp32")
+        elapsed_s = time.monotonic() - sent_s
+        assert 0 <= header["queue_s"] <= elapsed_s
+        assert 0 <= header["infer_s"] <= elapsed_s
+
+
+def test_the_announcement_comes_while_the_batch_still_runs(tmp_path: Path) -> None:
+    with busy(tmp_path) as (rig, peer):
+        assert peer.receive("started", "result")[0] == {"type": "started", "ids": [1]}
+        assert rig.models.ran == []
+
+
+def test_pictures_of_several_processes_share_the_batch_after_the_running_one(
+    tmp_path: Path,
+) -> None:
+    with busy(tmp_path) as (rig, first):
+        second = rig.peer()
+        first.infer(2, 10)
+        first.wait_until_heard()
+        second.infer(2, 20)  # the same number as the other's is another job
+        second.infer(3, 30)
+        second.wait_until_heard()
+        assert rig.value_of("saccade_queue_depth") == 3
+        assert rig.value_of("saccade_queue_bytes") == 12
+        rig.models.may_run.set()
+        mine, others = first.answers(2), second.answers(2)
+        assert [mine[1]["y"], mine[2]["y"], others[2]["y"], others[3]["y"]] == [1, 11, 21, 31]
+        assert [mine[1]["batch_size"], mine[2]["batch_size"]] == [1, 3]
+        assert rig.models.ran == [[0], [10, 20, 30]]
+        assert rig.value_of("saccade_queue_depth") == 0
+        assert rig.value_of("saccade_batch_size_sum", model="vit") == 4
+        for stage in ("queue", "infer"):
+            count = "saccade_stage_duration_seconds_count"
+            assert rig.value_of(count, model="vit", stage=stage) == 4
+
+
+def test_a_bad_picture_fails_alone_and_its_neighbours_are_answered(tmp_path: Path) -> None:
+    with busy(tmp_path) as (rig, peer):
+        for job_id, value in ((2, 10), (3, BAD), (4, 30)):
+            peer.infer(job_id, value)
+        peer.wait_until_heard()
+        rig.models.may_run.set()
+        found = peer.answers(4)
+        assert [found[job_id]["type"] for job_id in (1, 2, 3, 4)] == [
+            "result",
+            "result",
+            "error",
+            "result",
+        ]
+        assert (found[2]["y"], found[2]["batch_size"]) == (11, 1)
+        assert found[3]["kind"] == "RuntimeFailed"
+        assert "a bad picture" not in found[3]["message"]
+        assert rig.models.ran == [[0], [10, BAD, 30], [10], [BAD], [30]]
+        assert rig.value_of("saccade_isolated_failures_total", model="vit") == 1
+
+
+def test_the_loop_goes_on_after_a_failure(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        peer = rig.peer()
+        for job_id in (1, 2, 3):
+            peer.infer(job_id, BAD)
+            assert peer.answers(1)[job_id]["kind"] == "RuntimeFailed"
+        peer.infer(4, 1)
+        assert peer.answers(1)[4]["y"] == 2
+        assert rig.value_of("saccade_batch_size_count", model="vit") == 1
+
+
+def test_every_caller_is_answered_even_if_results_are_missing(tmp_path: Path) -> None:
+    with busy(tmp_path) as (rig, peer):
+        rig.models.forgets = True
+        peer.infer(2, 10)
+        peer.infer(3, 20)
+        peer.wait_until_heard()
+        rig.models.may_run.set()
+        assert {answer["kind"] for answer in peer.answers(3).values()} == {"RuntimeFailed"}
+
+
+def test_late_pictures_are_answered_and_never_run(tmp_path: Path) -> None:
+    with busy(tmp_path) as (rig, peer):
+        peer.infer(2, 10, deadline_s=time.monotonic())
+        peer.infer(3, 20)
+        peer.wait_until_heard()
+        rig.models.may_run.set()
+        found = peer.answers(3)
+        assert found[2]["kind"] == "DeadlineExceeded"
+        assert found[3]["y"] == 21
+        assert rig.models.ran == [[0], [20]]
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(tmp_path: Path) -> None:
+    with busy(tmp_path, max_queue=1) as (rig, peer):
+        peer.infer(2, 10)
+        peer.infer(3, 20)
+        refused = peer.answers(1)[3]
+        assert refused["kind"] == "Overloaded"
+        assert refused["facts"] == {"waiting": 1, "limit": 1}
+        assert refused["retry_after_s"] == 1.0
+        rig.models.may_run.set()
+        assert {answer["type"] for answer in peer.answers(2).values()} == {"result"}
+
+
+def test_a_cancelled_picture_never_runs_and_is_not_answered(tmp_path: Path) -> None:
+    with busy(tmp_path) as (rig, peer):
+        peer.infer(2, 10)
+        peer.infer(3, 20)
+        peer.send(type="cancel", id=2)
+        peer.send(type="cancel", id=777)
+        peer.send(type="cancel", id=1)  # it runs already
+        peer.wait_until_heard()
+        assert rig.value_of("saccade_cancellations_total", stage="queue") == 1
+        assert rig.value_of("saccade_queue_depth") == 1
+        rig.models.may_run.set()
+        assert peer.answers(2).keys() == {1, 3}
+        assert rig.models.ran == [[0], [20]]
+
+
+def test_a_picture_that_must_run_alone_does(tmp_path: Path) -> None:
+    with busy(tmp_path) as (rig, peer):
+        for job_id, alone in ((2, False), (3, True), (4, False)):
+            peer.infer(job_id, job_id, alone=alone)
+        peer.wait_until_heard()
+        rig.models.may_run.set()
+        peer.answers(4)
+        assert rig.models.ran == [[0], [2], [3], [4]]
+
+
+def test_graphs_and_canvases_are_not_mixed(tmp_path: Path) -> None:
+    with busy(tmp_path) as (rig, peer):
+        peer.infer(2, 2)
+        peer.infer(3, 3, graph="explain")
+        peer.infer(4, 4, canvas="2x2")
+        peer.infer(5, 5)
+        peer.wait_until_heard()
+        rig.models.may_run.set()
+        peer.answers(5)
+        assert rig.models.ran == [[0], [2, 5], [3], [4]]
+
+
+def test_it_tells_its_phase_and_is_ready_only_after_loading(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Settings())
+    rig.models.may_load.clear()
+    rig.start()
+    peer = rig.peer()
+    peer.send(type="hello")
+    seen = [peer.receive("status")[0]]
+    while seen[-1]["phase"] != "warming up vit":
+        seen.append(peer.receive("status")[0])
+    assert {(status["ready"], len(status["models"])) for status in seen} == {(False, 0)}
+    assert rig.value_of("saccade_model_ready", model="vit") is None
+    rig.models.may_load.set()
+    while not (last := peer.receive("status")[0])["ready"]:
+        pass
+    assert (last["phase"], last["models"]) == ("ready", {"vit": RUNNING})
+    assert rig.value_of("saccade_model_ready", model="vit") == 1
+    told = {"model": "vit", "version": "1", "runtime": "fake", "precision": "fp32"}
+    assert rig.value_of("saccade_model_info", **told) == 1
+    rig.close()
+
+
+def test_pictures_that_came_before_it_was_ready_are_run_then(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Settings())
+    rig.models.may_load.clear()
+    rig.start()
+    peer = rig.peer()
+    peer.infer(1, 1)
+    peer.wait_until_heard()
+    assert rig.models.ran == []
+    rig.models.may_load.set()
+    assert peer.answers(1)[1]["y"] == 2
+    rig.close()
+
+
+def test_what_keeps_the_models_from_loading_ends_the_worker(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Settings())
+    rig.models.failure = BadBundle("model.onnx is damaged")
+    rig.start()
+    rig.join()
+    assert rig.ended == [rig.models.failure]
+    rig.close()
+
+
+def test_a_batch_thread_that_ends_takes_the_worker_with_it(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Settings())
+    rig.start()
+    rig.peer().infer(1, FATAL)
+    rig.join()
+    assert [type(error) for error in rig.ended] == [SystemExit]
+    rig.close()
+
+
+def test_the_state_is_told_again_and_again(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        peer = rig.peer()
+        peer.send(type="hello")
+        while not peer.receive("status")[0]["ready"]:
+            pass
+        assert peer.receive("status")[0]["ready"]
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_batches_never_exceed_the_largest(tmp_path: Path, count: int) -> None:
+    with busy(tmp_path, max_batch=4) as (rig, peer):
+        for job_id in range(2, 2 + count):
+            peer.infer(job_id, job_id)
+        peer.wait_until_heard()
+        rig.models.may_run.set()
+        peer.answers(1 + count)
+        assert [len(values) for values in rig.models.ran] == (
+            [1, 1] if count == 1 else [1, 4, 4, 1]
+        )
