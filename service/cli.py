@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.bundle import Bundle, load_repository
+from service.bundle import Bundle, Manifest, load_repository
 from service.errors import BadBundle, ServiceError, StartError
 from service.logs import configure_logging
 from service.settings import DEMO_REPOSITORY, PREFIX, Settings, load_settings
@@ -173,6 +174,12 @@ def bench_server(
         headers=parse_headers(header or []),
     )
     bench(plan, out)
+
+
+@models.command("schema")
+def show_schema() -> None:
+    """The JSON Schema of a bundle's manifest."""
+    sys.stdout.write(json.dumps(Manifest.model_json_schema(), indent=2) + "\n")
 
 
 def _find(repository: Path, name: str) -> Bundle:
