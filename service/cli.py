@@ -99,7 +99,10 @@ def list_models(repository: Repository = DEMO_REPOSITORY) -> None:
 
 
 @models.command("show")
-def show_model(name: str, repository: Repository = DEMO_REPOSITORY) -> None:
+def show_model(
+    repository: Repository = DEMO_REPOSITORY,
+    name: Annotated[str | None, typer.Argument(help="Needed where there are several")] = None,
+) -> None:
     """A model's manifest as JSON."""
     sys.stdout.write(_find(repository, name).manifest.model_dump_json(indent=2) + "\n")
 
@@ -182,8 +185,11 @@ def show_schema() -> None:
     sys.stdout.write(json.dumps(Manifest.model_json_schema(), indent=2) + "\n")
 
 
-def _find(repository: Path, name: str) -> Bundle:
+def _find(repository: Path, name: str | None) -> Bundle:
     bundles = {bundle.manifest.name: bundle for bundle in load_repository(repository)}
+    if name is None and len(bundles) == 1:
+        return next(iter(bundles.values()))
     if name not in bundles:
-        raise BadBundle(f"{repository} holds no model {name!r}; it holds {', '.join(bundles)}")
+        asked = "name a model" if name is None else f"there is no model {name!r}"
+        raise BadBundle(f"{asked}: {repository} holds {', '.join(bundles)}")
     return bundles[name]
