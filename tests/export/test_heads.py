@@ -1,0 +1,77 @@
+"""The arithmetic at the entry and the exit of a graph."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export.heads import Entry, Explain, Serve
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Echo(nn.Module):
+    """Hands on the first pixel as logits."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        first = images[:, :, 0, 0]
+        return {"tokens": images, "logits": first, "embedding": first, "attention": images}
+
+    def explain(self, images: Tensor, query: Tensor) -> dict[str, Tensor]:
+        return {"attention": images, "rollout": query, "spare": query}
+
+
+class Headless(Echo):
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        named = super().forward(images)
+        del named["logits"]
+        return named
+
+
+def every_pixel() -> Tensor:
+    return torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(-1, -1, -1, 3)
+
+
+def test_entry_is_the_reference_arithmetic_for_every_pixel_value() -> None:
+    images = every_pixel()
+    expected = (images.double() / 255 - torch.tensor(MEAN).double()) / torch.tensor(STD).double()
+    found = Entry(1 / 255, MEAN, STD)(images)
+    assert found.shape == (1, 3, 16, 16)
+    torch.testing.assert_close(found, expected.permute(0, 3, 1, 2).float(), atol=1e-6, rtol=0)
+
+
+def test_entry_without_rescaling_and_normalising_hands_pixels_on() -> None:
+    images = every_pixel()
+    found = Entry(1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(images)
+    assert torch.equal(found, images.permute(0, 3, 1, 2).float())
+
+
+def test_entry_turns_rgb_to_bgr_where_asked() -> None:
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    found = Entry(1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), flip_channels=True)(red)
+    assert found.flatten().tolist() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_scores_are_the_activation_of_the_logits(activation: str) -> None:
+    entry = Entry(1 / 255, MEAN, STD)
+    outputs = Serve(entry, Echo(), activation)(every_pixel())  # type: ignore[arg-type]
+    assert list(outputs) == ["scores", "logits", "embedding", "attention"]
+    logits = outputs["logits"]
+    expected = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    if activation == "sigmoid":
+        expected = 1 / (1 + (-logits).exp())
+    torch.testing.assert_close(outputs["scores"], expected)
+
+
+def test_a_network_without_a_head_has_no_scores() -> None:
+    assert list(Serve(Entry(1 / 255, MEAN, STD), Headless())(every_pixel())) == [
+        "embedding",
+        "attention",
+    ]
+
+
+def test_explain_hands_the_query_to_the_network_and_keeps_the_maps() -> None:
+    query = torch.tensor([7])
+    outputs = Explain(Entry(1 / 255, MEAN, STD), Echo())(every_pixel(), query)
+    assert list(outputs) == ["attention", "rollout"]
+    assert outputs["rollout"] is query
