@@ -68,15 +68,15 @@ def parse_options(kind: type[Options], parameters: dict[str, Any]) -> Options:
     try:
         return kind.model_validate(parameters)
     except ValidationError as error:
-        sentences = []
+        names, sentences = [], []
         for fault in error.errors():
-            name = str(fault["loc"][0])
+            name = str(fault["loc"][0]) if fault["loc"] else "?"  # no name at all: a lone surrogate
+            names.append(name)
             if fault["type"] == "extra_forbidden":
                 allowed = ", ".join(sorted(kind.model_fields))
                 sentences.append(f"there is no parameter {name!r}; allowed are {allowed}")
             else:
                 sentences.append(f"{name}: {fault['msg']}, found {fault['input']!r:.80}")
-        names = [str(fault["loc"][0]) for fault in error.errors()]
         raise InvalidParameter("; ".join(sentences), parameters=names) from None
 
 
@@ -107,6 +107,8 @@ def _read_json(body: bytes) -> Posted:
         document = json.loads(body)
     except ValueError as error:
         raise InvalidBody(f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise InvalidBody("the body is not JSON that makes sense: it nests too deep") from None
     if not isinstance(document, dict) or ("image" in document) == ("images" in document):
         raise InvalidBody("JSON must be an object with 'image' (base64) or 'images' (a list)")
     many = "images" in document

@@ -18,6 +18,7 @@ _PICTURE = {"schema": {"type": "string", "format": "binary"}}
 _PROBLEMS = {
     400: "The body, or the picture in it, cannot be read",
     404: "There is no such model",
+    406: "None of the media types in Accept is offered",
     408: "The body came too slowly",
     413: "Too many bytes, pixels or pictures",
     415: "Not a JPEG, PNG or WebP picture",
@@ -45,7 +46,8 @@ def describe(
             "content": content,
         }
     }
-    for status, text in _PROBLEMS.items():
+    problems = {status: text for status, text in _PROBLEMS.items() if files or status != 406}
+    for status, text in problems.items():
         responses[status] = {
             "description": text,
             "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},

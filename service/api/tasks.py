@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
 
 from service.api.bodies import Posted, parse_options, read_body
 from service.api.negotiation import choose_media_type
@@ -41,6 +42,7 @@ router = APIRouter()
 
 Asked = TypeVar("Asked", bound=Options)
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
+CLIENT_LEFT = 499  # nobody reads it; the log and the metrics do
 
 
 class Call:
@@ -83,6 +85,7 @@ async def embed_images(request: Request) -> Response:
 @router.post("/v1/attention", **describe(AttentionOptions, AttentionAnswer, (PNG, NPY)))
 async def attention_maps(request: Request) -> Response:
     """What a token attended to: JSON, an array (application/x-npy) or an overlay (image/png)."""
+    request.state.trace.task = "attention"  # a refusal counts as a request too
     media_type = choose_media_type(request.headers.get("accept"), (JSON, NPY, PNG))
     if media_type == JSON:
         return await _answer_all(request, "attention", AttentionOptions, _attention)
@@ -203,7 +206,10 @@ async def _answer_all(
     trace: Trace = request.state.trace
     trace.task = task
     async with serving.admitted():
-        posted = await read_body(request, serving.settings)
+        try:
+            posted = await read_body(request, serving.settings)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_LEFT)
         options = parse_options(kind, posted.parameters)
         manifest = serving.find_model(options.model, task)
         trace.model = manifest.name
@@ -255,7 +261,7 @@ async def _unless_disconnected(request: Request, work: Awaitable[Response]) -> R
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            return Response(status_code=499)  # nobody reads it; the log and the metrics do
+            return Response(status_code=CLIENT_LEFT)
         return working.result()
     finally:
         working.cancel()

@@ -95,7 +95,7 @@ def _numbers(
         return tuple(range(count))
     if text in names:
         return names[text]
-    if re.fullmatch(r"-?\d{1,4}", text) and -count <= int(text) < count:
+    if re.fullmatch(r"-?[0-9]{1,4}", text) and -count <= int(text) < count:
         return (int(text) % count,)
     words = "".join(f"{word!r}, " for word in names)
     extra = "'mean', " if name == "head" else ""
@@ -111,10 +111,10 @@ def _token(explain: Explain, canvas: Size, query: str) -> int:
     if query in prefix and query != "register":
         return prefix.index(query)
     registers = prefix.count("register")
-    if (match := re.fullmatch(r"register:(\d{1,3})", query)) and int(match[1]) < registers:
+    if (match := re.fullmatch(r"register:([0-9]{1,3})", query)) and int(match[1]) < registers:
         return prefix.index("register") + int(match[1])
     rows, columns = grid_of(explain, canvas)
-    if match := re.fullmatch(r"(\d{1,4}),(\d{1,4})", query):
+    if match := re.fullmatch(r"([0-9]{1,4}),([0-9]{1,4})", query):
         y, x = int(match[1]), int(match[2])
         if y < rows and x < columns:
             return len(prefix) + y * columns + x
