@@ -5,8 +5,11 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
-_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:/+=-]{1,128}$")
-_TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?$")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+# Version 00 ends after its flags; later ones may go on.
+_TRACEPARENT = re.compile(
+    r"(?!ff|00.{54})[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?"
+)
 
 
 @dataclass
@@ -36,8 +39,8 @@ class Trace:
 
 def start_trace(request_id: str | None, traceparent: str | None) -> Trace:
     """A trace with the caller's ids where they are well-formed, and new ones otherwise."""
-    if request_id is None or not _REQUEST_ID.match(request_id):
+    if request_id is None or not _REQUEST_ID.fullmatch(request_id):
         request_id = secrets.token_hex(8)
-    match = _TRACEPARENT.match(traceparent or "")
+    match = _TRACEPARENT.fullmatch(traceparent or "")
     known = match is not None and match[1] != "0" * 32 and match[2] != "0" * 16
     return Trace(request_id, match[1] if match and known else secrets.token_hex(16))

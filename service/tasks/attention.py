@@ -121,8 +121,8 @@ def _token(explain: Explain, canvas: Size, query: str) -> int:
     allowed = [repr(token) for token in dict.fromkeys(prefix) if token != "register"]
     if registers:
         allowed.append(f"'register:0' to 'register:{registers - 1}'")
+    allowed.append(f"'Y,X' with Y below {rows} and X below {columns}")
     raise InvalidParameter(
-        f"query={query!r} is not a token of this model; allowed are {', '.join(allowed)} "
-        f"or 'Y,X' with Y below {rows} and X below {columns}",
+        f"query={query!r} is not a token of this model; allowed are {', '.join(allowed)}",
         parameter="query",
     )

@@ -26,23 +26,17 @@ def overlay_png(
     shrink = min(1.0, MAX_SIDE_PX / max(upright.size))
     size = max(1, round(upright.width * shrink)), max(1, round(upright.height * shrink))
     picture = upright.resize(size, Image.Resampling.BILINEAR) if shrink < 1 else upright
-    left, top, right, bottom = (edge * shrink for edge in region)
-    box = (
-        round(left),
-        round(top),
-        max(round(right), round(left) + 1),
-        max(round(bottom), round(top) + 1),
-    )
+    x0, y0, x1, y1 = (round(edge * shrink) for edge in region)
+    box = x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
     heat = np.asarray(values, dtype=np.float32) / max(float(values.max()), 1e-12)
     patch = Image.fromarray(heat).resize(
         (box[2] - box[0], box[3] - box[1]), Image.Resampling.BICUBIC
     )
-    inside = max(box[0], 0), max(box[1], 0), min(box[2], size[0]), min(box[3], size[1])
-    seen = patch.crop(
-        (inside[0] - box[0], inside[1] - box[1], inside[2] - box[0], inside[3] - box[1])
-    )
+    left, right = (min(max(edge, 0), size[0]) for edge in box[0::2])
+    top, bottom = (min(max(edge, 0), size[1]) for edge in box[1::2])
+    seen = patch.crop((left - box[0], top - box[1], right - box[0], bottom - box[1]))
     canvas = np.array(picture)
-    area = np.s_[inside[1] : inside[3], inside[0] : inside[2]]
+    area = np.s_[top:bottom, left:right]
     mixed = (1 - HEAT_SHARE) * canvas[area] + HEAT_SHARE * _colour(np.asarray(seen))
     canvas[area] = np.rint(mixed).astype(np.uint8)
     file = io.BytesIO()
