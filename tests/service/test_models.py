@@ -1,0 +1,144 @@
+"""Models of a worker: warmed before they count, batches put together and taken apart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.bundle import Bundle, GraphKind
+from service.errors import BadBundle, RuntimeFailed
+from service.geometry import Size
+from service.settings import Settings
+from service.worker import models
+from service.worker.models import Models
+from service.worker.runtimes.base import Arrays, Signature
+from service.worker.runtimes.choose import Choice
+from service.worker.scheduler import Group
+from tests.service.sample_bundle import manifest_of, write_bundle
+
+SERVE, EXPLAIN = Group("tiny", "serve", "8x8"), Group("tiny", "explain", "8x8")
+
+
+class FakeRuntime:
+    """Means of pictures as scores; remembers the size of every batch."""
+
+    name, precision, device = "fake", "bf16", "cpu"
+    inputs: dict[str, Signature]
+    outputs: dict[str, Signature]
+
+    def __init__(self, kind: GraphKind) -> None:
+        self.kind = kind
+        self.precision = "fp32" if kind == "explain" else "bf16"
+        self.inputs = {"images": ("uint8", (None, 8, 8, 3))}
+        self.outputs = {"scores": ("float32", (None, 1))}
+        self.batches: list[int] = []
+        self.answer: Arrays | None = None
+
+    def run(self, inputs: Arrays) -> Arrays:
+        images = inputs["images"]
+        self.batches.append(len(images))
+        scores = images.reshape(len(images), -1).mean(axis=1, keepdims=True)
+        return self.answer or {"scores": scores.astype(np.float32)}
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeRuntime]:
+    """Every runtime that was opened; no library is."""
+    found: list[FakeRuntime] = []
+
+    def open_runtime(
+        bundle: Bundle, kind: GraphKind, canvas: Size, choice: Choice, threads: int
+    ) -> FakeRuntime:
+        assert (str(canvas), choice, threads) == ("8x8", Choice("openvino", "bf16"), 3)
+        found.append(FakeRuntime(kind))
+        return found[-1]
+
+    def candidates(bundle: Bundle, device: str, precision: str, runtime: str) -> list[Choice]:
+        assert (device, precision, runtime) == ("cpu", "bf16", "auto")
+        return [Choice("openvino", "bf16"), Choice("onnxruntime", "fp32")]
+
+    monkeypatch.setattr(models, "open_runtime", open_runtime)
+    monkeypatch.setattr(models, "candidates", candidates)
+    return found
+
+
+def loaded(folder: Path) -> tuple[Models, list[str]]:
+    write_bundle(folder, manifest_of())
+    settings = Settings(repository=folder, max_batch=4, threads=3, device="cpu", precision="bf16")
+    phases: list[str] = []
+    found = Models(settings)
+    assert found.describe() == {}
+    found.load(phases.append)
+    return found, phases
+
+
+def item(value: int) -> Arrays:
+    return {"images": np.full((8, 8, 3), value, np.uint8)}
+
+
+def test_loading_warms_the_serving_graph_at_one_and_at_the_largest_batch(
+    tmp_path: Path, opened: list[FakeRuntime]
+) -> None:
+    found, phases = loaded(tmp_path)
+    assert [(runtime.kind, runtime.batches) for runtime in opened] == [("serve", [1, 4])]
+    assert phases == [
+        "verifying tiny",
+        "compiling tiny 8x8 for openvino bf16",
+        "warming up tiny 8x8",
+    ]
+    running = {"version": "1", "runtime": "openvino", "precision": "bf16", "device": "cpu"}
+    assert found.describe() == {"tiny": running}
+
+
+def test_a_damaged_bundle_is_refused_before_anything_is_opened(
+    tmp_path: Path, opened: list[FakeRuntime]
+) -> None:
+    folder = write_bundle(tmp_path, manifest_of())
+    (folder / "model.onnx").write_bytes(b"something else  .")
+    with pytest.raises(BadBundle, match="sha256"):
+        Models(Settings(repository=tmp_path)).load(lambda phase: None)
+    assert opened == []
+
+
+def test_a_batch_gives_every_picture_its_own_row(tmp_path: Path, opened: list[FakeRuntime]) -> None:
+    found, _ = loaded(tmp_path)
+    ran = found.run(SERVE, [item(3), item(1), item(2)])
+    assert [output["scores"].tolist() for output in ran.outputs] == [[3], [1], [2]]
+    assert ran.precision == "bf16"
+    assert opened[0].batches == [1, 4, 3]
+
+
+def test_the_explain_graph_is_opened_when_first_asked_for_and_kept(
+    tmp_path: Path, opened: list[FakeRuntime]
+) -> None:
+    found, _ = loaded(tmp_path)
+    for _ in range(2):
+        assert found.run(EXPLAIN, [item(1)]).precision == "fp32"
+    assert [runtime.kind for runtime in opened] == ["serve", "explain"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        (np.zeros((1, 1), np.float32), "1 rows of 'scores' for 2 images"),
+        (np.zeros((3, 1), np.float32), "3 rows"),
+        (np.array([[0.5], [np.nan]], np.float32), "not finite"),
+        (np.array([[0.5], [np.inf]], np.float32), "not finite"),
+    ],
+)
+def test_an_output_that_cannot_be_right_fails_the_batch(
+    tmp_path: Path, opened: list[FakeRuntime], scores: np.ndarray, says: str
+) -> None:
+    found, _ = loaded(tmp_path)
+    opened[0].answer = {"scores": scores}
+    with pytest.raises(RuntimeFailed, match=says):
+        found.run(SERVE, [item(1), item(2)])
+
+
+def test_pictures_of_different_shapes_fail_the_batch_and_not_the_worker(
+    tmp_path: Path, opened: list[FakeRuntime]
+) -> None:
+    found, _ = loaded(tmp_path)
+    with pytest.raises(ValueError, match="same shape"):
+        found.run(SERVE, [item(1), {"images": np.zeros((4, 4, 3), np.uint8)}])
+    assert found.run(SERVE, [item(5)]).outputs[0]["scores"].tolist() == [5]
