@@ -11,7 +11,7 @@ import numpy as np
 from service.bundle import Bundle
 from service.geometry import Size, choose_canvas, place, to_canvas
 from service.images import ImageLimits, decode
-from service.worker.runtimes.base import Array, Arrays
+from service.worker.runtimes.base import Array
 from service.worker.runtimes.choose import candidates, open_runtime
 
 LIMITS = ImageLimits()
@@ -39,12 +39,6 @@ class BareLoop:
             str(canvas): open_runtime(bundle, "serve", canvas, self.choice)
             for canvas in bundle.manifest.canvases
         }
-
-    def answer(self, index: int) -> Arrays:
-        """Outputs of picture number ``index``, run alone."""
-        canvas, pixels = self._prepare(self._pictures[index % len(self._pictures)])
-        outputs = self._runtimes[canvas].run({"images": pixels[None]})
-        return {name: array[0] for name, array in outputs.items()}
 
     def sequential(self, batch: int, duration_s: float) -> Pace:
         """Decode ``batch`` pictures one after the other, then run them together; and again."""
