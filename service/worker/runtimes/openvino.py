@@ -58,6 +58,8 @@ class OpenVino:
         config = {
             properties.hint.inference_precision: _TYPES[precision],
             properties.hint.performance_mode: _MODES[hint],
+            # A pinned thread waits for its core while another is idle; other processes decode here.
+            properties.hint.enable_cpu_pinning: False,
         }
         if threads:
             config[properties.inference_num_threads] = threads
