@@ -17,10 +17,10 @@ from pathlib import Path
 
 from service.bundle import load_repository
 from service.errors import StartError
+from service.lifeline import EXIT_BAD_CONFIG
 from service.metrics import DIRECTORY_VARIABLE
 from service.settings import Settings
 
-EXIT_BAD_CONFIG = 78  # EX_CONFIG of sysexits.h: starting again would fail again
 STEADY_S = 30.0  # a process that lived this long is restarted without delay
 LONGEST_DELAY_S = 8.0
 KILL_AFTER_S = 5.0
@@ -84,7 +84,10 @@ class Supervisor:
         try:
             worker, apis = self._roles(folder, listener)
             keepers = [asyncio.create_task(self._keep(role, folder)) for role in (worker, *apis)]
-            await self._stopping.wait()
+            stop = asyncio.create_task(self._stopping.wait())
+            # A keeper ends before the stop only by a bug, which the last gather then raises.
+            await asyncio.wait((stop, *keepers), return_when=asyncio.FIRST_COMPLETED)
+            self._stopping.set()
             _log.info("stopping")
             await asyncio.gather(*(self._stop(role, self._settings.grace_s) for role in apis))
             await self._stop(worker, 0.0)

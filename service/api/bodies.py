@@ -124,7 +124,7 @@ def _decode_base64(text: Any) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)  # tools break lines
     except (binascii.Error, ValueError) as error:
         raise InvalidBody(f"a picture in JSON is not base64: {error}") from None
 

@@ -1,5 +1,6 @@
 """An API process: uvicorn on a socket that the supervisor has bound."""
 
+import logging
 import socket
 import sys
 from pathlib import Path
@@ -8,10 +9,13 @@ import uvicorn
 from setproctitle import setproctitle
 
 from service.api.app import create_app
-from service.lifeline import exit_with_parent
+from service.errors import StartError
+from service.lifeline import EXIT_BAD_CONFIG, exit_with_parent
 from service.logs import configure_logging
 from service.metrics import Metrics
 from service.settings import load_settings
+
+_log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -21,7 +25,11 @@ def main() -> None:
     settings = load_settings()
     setproctitle(f"saccade api {index}")
     configure_logging(f"api {index}", settings.log_level)
-    app = create_app(settings, endpoint, Metrics(Path(metrics_folder)))
+    try:
+        app = create_app(settings, endpoint, Metrics(Path(metrics_folder)))
+    except StartError as error:
+        _log.critical("%s", error)
+        sys.exit(EXIT_BAD_CONFIG)
     config = uvicorn.Config(
         app,
         loop="uvloop",

@@ -141,7 +141,7 @@ async def _attention_file(
     else:
         encode = partial(_npy, values)
     body = await call.serving.offload(call.manifest, call.trace, encode)
-    return Response(body, media_type=media_type, headers={"X-Saccade-Answer": _dump(answer)})
+    return Response(body, media_type=media_type, headers={"X-Saccade-Answer": _summary(answer)})
 
 
 async def _explain(
@@ -177,6 +177,22 @@ async def _explain(
         **call.about(picture, result.precision), maps=shown, transform=_transform(picture.placement)
     )
     return picture, maps, answer
+
+
+def _summary(answer: AttentionAnswer) -> str:
+    """The answer in short, as proxies bound headers: what its maps share, once.
+
+    The maps of an array are in the order of ``layers``, and within a layer of ``heads``.
+    """
+    first = answer.maps[0]
+    shared = {
+        "kind": first.kind,
+        "query": first.query,
+        "grid": first.grid,
+        "layers": list(dict.fromkeys(shown.layer for shown in answer.maps)),
+        "heads": list(dict.fromkeys(shown.head for shown in answer.maps)),
+    }
+    return json.dumps(answer.model_dump(mode="json", exclude={"maps"}) | shared)
 
 
 def _transform(placement: Placement) -> Transform:

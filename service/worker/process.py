@@ -21,7 +21,7 @@ from service.errors import (
     ServiceError,
     StartError,
 )
-from service.lifeline import exit_with_parent
+from service.lifeline import EXIT_BAD_CONFIG, exit_with_parent
 from service.logs import configure_logging
 from service.metrics import Metrics
 from service.settings import Settings, load_settings
@@ -30,7 +30,6 @@ from service.worker.models import Models
 from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group, Job, Scheduler
 
-EXIT_BAD_CONFIG = 78  # EX_CONFIG of sysexits.h: starting again would fail again
 STATUS_EVERY_S = 1.0
 
 _log = logging.getLogger(__name__)
