@@ -5,16 +5,9 @@ import logging
 import sys
 import time
 
-_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {
-    "message",
-    "asctime",
-    "color_message",
-    "taskName",
-}
-
 
 class JsonFormatter(logging.Formatter):
-    """Time (UTC), level, logger, message, and whatever was passed as ``extra``."""
+    """Time (UTC), level, logger, message, and the members of ``extra={"facts": {...}}``."""
 
     def __init__(self, role: str) -> None:
         super().__init__()
@@ -29,7 +22,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {key: value for key, value in vars(record).items() if key not in _PLAIN}
+        line |= getattr(record, "facts", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

@@ -121,19 +121,15 @@ class RequestContext:
         level = logging.INFO if trace.task is not None else logging.DEBUG
         if not _access.isEnabledFor(level):
             return
+        facts = {
+            "request_id": trace.request_id,
+            "trace_id": trace.trace_id,
+            "model": trace.model,
+            "status": status,
+            "seconds": round(seconds, 6),
+            "batch_sizes": trace.batch_sizes,
+            "stages_s": {stage: round(value, 6) for stage, value in trace.stages_s.items()},
+        }
         _access.log(
-            level,
-            "%s %s %d",
-            scope["method"],
-            scope["path"],
-            status,
-            extra={
-                "request_id": trace.request_id,
-                "trace_id": trace.trace_id,
-                "model": trace.model,
-                "status": status,
-                "seconds": round(seconds, 6),
-                "batch_sizes": trace.batch_sizes,
-                "stages_s": {stage: round(value, 6) for stage, value in trace.stages_s.items()},
-            },
+            level, "%s %s %d", scope["method"], scope["path"], status, extra={"facts": facts}
         )

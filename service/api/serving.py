@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from service.bundle import Bundle, GraphKind, Manifest, Task
+from service.cores import usable_cores
 from service.errors import DeadlineExceeded, Overloaded, UnknownModel, UnsupportedTask
 from service.geometry import Placement, Size, choose_canvas, place, to_canvas
 from service.images import ImageLimits, decode
@@ -28,6 +29,7 @@ class Picture:
     upright: Image.Image
     placement: Placement
     pixels: Array
+    started_s: float
     decode_s: float
     preprocess_s: float
 
@@ -48,7 +50,7 @@ class Serving:
         self.link = link
         self.metrics = metrics
         self.limits = ImageLimits(max_pixels=settings.max_pixels)
-        self._threads = ThreadPoolExecutor(settings.decode_threads or None, "decode")
+        self._threads = ThreadPoolExecutor(settings.decode_threads or usable_cores(), "decode")
         self._in_flight = 0
 
     def close(self) -> None:
@@ -108,8 +110,8 @@ class Serving:
             BadImage, UnsupportedFormat, TooLarge: as ``images.decode`` says.
             DeadlineExceeded: it was not done in time.
         """
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(
+        asked_s = time.monotonic()
+        work = asyncio.get_running_loop().run_in_executor(
             self._threads, _prepare, data, manifest, self.limits, deadline_s
         )
         try:
@@ -120,6 +122,7 @@ class Serving:
         except asyncio.CancelledError:
             self.metrics.cancellations.labels("decode").inc()
             raise
+        self._measure(manifest, trace, "wait", picture.started_s - asked_s)
         self._measure(manifest, trace, "decode", picture.decode_s)
         self._measure(manifest, trace, "preprocess", picture.preprocess_s)
         canvas, valid = picture.placement.canvas, picture.placement.valid
@@ -178,7 +181,14 @@ def _prepare(data: bytes, manifest: Manifest, limits: ImageLimits, deadline_s: f
     canvas = choose_canvas(manifest.geometry, size, manifest.canvases)
     placement = place(manifest.geometry, size, canvas)
     pixels = to_canvas(upright, placement)
-    return Picture(upright, placement, pixels, decoded_s - started_s, time.monotonic() - decoded_s)
+    return Picture(
+        upright,
+        placement,
+        pixels,
+        started_s,
+        decode_s=decoded_s - started_s,
+        preprocess_s=time.monotonic() - decoded_s,
+    )
 
 
 def _late() -> DeadlineExceeded:

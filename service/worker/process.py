@@ -137,7 +137,7 @@ class Worker:
             self._metrics.model_ready.labels(name).set(1)
             running = model["version"], model["runtime"], model["precision"]
             self._metrics.model_info.labels(name, *running).set(1)
-            _log.info("model ready", extra={"model": name} | model)
+            _log.info("model ready", extra={"facts": {"model": name} | model})
         self._ready = True
         self._enter_phase("ready")
 
@@ -192,7 +192,7 @@ class Worker:
                 self._run([job])
             return
         job = jobs[0]
-        _log.error("inference failed: %s", error, extra={"model": job.group.model})
+        _log.error("inference failed: %s", error, extra={"facts": {"model": job.group.model}})
         self._metrics.isolated_failures.labels(job.group.model).inc()
         self._refuse(job, RuntimeFailed("the model failed on this picture; the log says why"))
 

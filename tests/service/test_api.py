@@ -220,8 +220,7 @@ def test_attention_as_an_array_describes_itself_in_a_header() -> None:
     array = np.load(io.BytesIO(response.content))
     assert (array.shape, array.dtype) == ((2, 2, 2), np.float32)
     about = json.loads(response.headers["x-saccade-answer"])
-    assert [shown["head"] for shown in about["maps"]] == [0, 1]
-    assert "values" not in about["maps"][0]
+    assert (about["layers"], about["heads"]) == ([1], [0, 1])
 
 
 def test_attention_as_a_picture_is_one_map_over_the_original() -> None:

@@ -132,12 +132,19 @@ def test_one_log_line_a_request_joins_the_callers_trace(caplog: pytest.LogCaptur
     with caplog.at_level(logging.INFO, "saccade.access"), FakeApp().client() as client:
         client.post("/v1/classify", content=RED, headers=headers)
         client.get("/livez")
-    lines = [vars(record) for record in caplog.records if record.name == "saccade.access"]
-    assert len(lines) == 1
-    assert lines[0]["message"] == "POST /v1/classify 200"
-    assert (lines[0]["trace_id"], lines[0]["request_id"]) == (trace_id, "r-1")
-    assert (lines[0]["model"], lines[0]["status"], lines[0]["batch_sizes"]) == ("tiny", 200, [1])
-    assert list(lines[0]["stages_s"]) == ["decode", "preprocess", "queue", "infer", "postprocess"]
+    lines = [record for record in caplog.records if record.name == "saccade.access"]
+    assert [line.message for line in lines] == ["POST /v1/classify 200"]
+    facts = vars(lines[0])["facts"]
+    assert (facts["trace_id"], facts["request_id"]) == (trace_id, "r-1")
+    assert (facts["model"], facts["status"], facts["batch_sizes"]) == ("tiny", 200, [1])
+    assert list(facts["stages_s"]) == [
+        "wait",
+        "decode",
+        "preprocess",
+        "queue",
+        "infer",
+        "postprocess",
+    ]
 
 
 def timing_of(header: str) -> dict[str, float]:
@@ -154,7 +161,15 @@ def test_server_timing_tells_the_stages_in_milliseconds_and_on_errors_what_there
         refused = client.post("/v1/attention", content=RED, headers={"accept": "text/html"})
         health = client.get("/livez")
     stages = timing_of(answered.headers["server-timing"])
-    assert list(stages) == ["decode", "preprocess", "queue", "infer", "postprocess", "total"]
+    assert list(stages) == [
+        "wait",
+        "decode",
+        "preprocess",
+        "queue",
+        "infer",
+        "postprocess",
+        "total",
+    ]
     assert (stages["queue"], stages["infer"]) == (2, 3)
     assert list(timing_of(failed.headers["server-timing"])) == ["total"]
     assert "encode" in timing_of(png.headers["server-timing"])

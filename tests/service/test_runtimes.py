@@ -314,22 +314,6 @@ def test_the_refusal_shows_both_sides(path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("content", "cores"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", None)]
-)
-def test_threads_are_held_to_the_quota_of_the_container(
-    tmp_path: Path, content: str, cores: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    file = tmp_path / "cpu.max"
-    file.write_text(content)
-    assert choose.core_limit(file) == (cores or 0)
-    assert choose.core_limit(tmp_path / "absent") == 0
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 5, 9}, raising=False)
-    assert choose.core_limit(tmp_path / "absent") == 3
-
-
 def test_only_arrays_that_were_asked_for_are_made(path: Path) -> None:
     inputs: Arrays = example_inputs(open_graph(path, ONNXRUNTIME), 2)
     assert {name: (array.shape, array.dtype.name) for name, array in inputs.items()} == {

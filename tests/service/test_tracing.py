@@ -60,7 +60,7 @@ def test_any_other_request_id_is_replaced(given: str | None) -> None:
 def test_a_log_line_is_one_json_object_with_what_was_passed() -> None:
     record = logging.LogRecord("saccade.access", logging.INFO, "x", 1, "GET %s", ("/\n",), None)
     record.created, record.msecs = 1700000000.25, 250.0
-    vars(record).update(request_id="r-1", seconds=0.5)
+    vars(record)["facts"] = {"request_id": "r-1", "seconds": 0.5}
     line = JsonFormatter("api 0").format(record)
     assert "\n" not in line
     assert json.loads(line) == {

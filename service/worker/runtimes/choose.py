@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from service.bundle import Bundle, Graph, GraphKind, Tensor
+from service.cores import usable_cores
 from service.errors import BadBundle, BadSettings, StartError
 from service.geometry import Size
 from service.worker.runtimes.base import Runtime, Signature
@@ -109,7 +109,7 @@ def open_graph(path: Path, choice: Choice, threads: int = 0) -> Runtime:
     if module is None:
         raise StartError(_missing(choice.runtime))
     create: Callable[..., Runtime] = getattr(module, name)
-    return create(path, choice.precision, threads or core_limit(), choice.device)
+    return create(path, choice.precision, threads or _core_limit(), choice.device)
 
 
 def supports(choice: Choice) -> str | None:
@@ -141,21 +141,6 @@ def check_graph(path: Path, graph: Graph, runtime: Runtime) -> None:
             )
 
 
-def core_limit(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that the process may use, if they are fewer than the machine's; else 0.
-
-    The libraries count the machine's cores, and would start 64 threads in a container of two.
-    """
-    machine = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
-    try:
-        per_period, period = quota.read_text().split()
-        allowed = min(allowed, max(math.floor(int(per_period) / int(period)), 1))
-    except (OSError, ValueError):  # no cgroup of version 2, or "max"
-        pass
-    return allowed if allowed < machine else 0
-
-
 def _obstacle(bundle: Bundle, choice: Choice) -> str | None:
     unsupported = supports(choice)
     if unsupported:
@@ -163,6 +148,13 @@ def _obstacle(bundle: Bundle, choice: Choice) -> str | None:
     if not bundle.manifest.proven(choice.runtime, choice.precision):
         return "its manifest has no proof of accuracy on every canvas; export it again"
     return None
+
+
+def _core_limit() -> int:
+    """Threads where this process may use fewer cores than the machine has; else 0, the library's
+    own count, which knows of hyper-threads."""
+    cores = usable_cores()
+    return cores if cores < (os.cpu_count() or 1) else 0
 
 
 def _library(runtime: str) -> ModuleType | None:
