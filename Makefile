@@ -21,7 +21,7 @@ lint: $(VENV)/.development
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.serving
+bench: $(VENV)/.development
 	$(BIN)/python -m bench.server_vs_bare
 
 demo: $(VENV)/.development
