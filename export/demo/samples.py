@@ -32,8 +32,8 @@ def write_samples(folder: Path) -> None:
             "width": width,
             "height": height,
             "seed": seed,
-            "label": label,
-            "objects": [asdict(thing) for thing in drawn.objects],
+            "class": label,
+            "boxes": [asdict(thing) for thing in drawn.objects],
             "segments": [asdict(segment) for segment in drawn.segments],
         }
     (folder / "scenes.json").write_text(json.dumps(truth, indent=1) + "\n")

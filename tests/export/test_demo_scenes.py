@@ -136,14 +136,14 @@ def test_examples_carry_the_label_and_the_share_of_every_class_per_cell() -> Non
 
 def test_the_sample_scenes_of_the_package_are_what_their_seeds_draw() -> None:
     truth = json.loads((SAMPLES / "scenes.json").read_text())
-    assert {entry["label"] for entry in truth.values()} == set(THINGS)
+    assert {entry["class"] for entry in truth.values()} == set(THINGS)
     assert {path.name for path in SAMPLES.glob("*.jpg")} == set(truth)
     for name, entry in truth.items():
         file = SAMPLES / name
         drawn = draw(np.random.default_rng(entry["seed"]), (entry["height"], entry["width"]))
         segments = [json.loads(json.dumps(asdict(segment))) for segment in drawn.segments]
-        assert (entry["label"], entry["segments"]) == (drawn.label, segments)
-        assert entry["objects"] == [segment for segment in segments if segment["isthing"]]
+        assert (entry["class"], entry["segments"]) == (drawn.label, segments)
+        assert entry["boxes"] == [segment for segment in segments if segment["isthing"]]
         assert file.stat().st_size <= 60_000
         pixels = np.asarray(Image.open(file), dtype=np.float64)
         assert np.abs(pixels - drawn.image).mean() < 4
