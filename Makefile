@@ -25,7 +25,7 @@ bench: $(VENV)/.development
 	$(BIN)/python -m bench.server_vs_bare
 
 demo: $(VENV)/.development
-	$(BIN)/python -m export.demo.build
+	$(BIN)/python -m export.demo.build vit --work build/demo --repository build/repository
 
 clean:
 	rm -rf $(VENV)

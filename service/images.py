@@ -133,6 +133,9 @@ def decode(data: bytes, limits: ImageLimits, draft_size: Size | None = None) -> 
 
 def _open(data: bytes, limits: ImageLimits) -> tuple[Image.Image, Header]:
     kind = _format_of(data)
+    if kind == "PNG":
+        # also where the file ends behind its header, which Pillow would call damaged
+        _check_size(*_png_canvas(data), limits)
     if kind == "WEBP":
         # libwebp reserves the whole canvas when its decoder is created
         _check_size(*_webp_canvas(data), limits)
@@ -166,6 +169,13 @@ def _format_of(data: bytes) -> Format:
     raise UnsupportedFormat(
         f"Found no picture ({len(data)} bytes that begin with {data[:8].hex(' ')}); {ALLOWED}."
     )
+
+
+def _png_canvas(data: bytes) -> tuple[int, int]:
+    """Width and height by the first chunk; (0, 0) where Pillow will refuse the file anyway."""
+    if data[12:16] != b"IHDR" or len(data) < 24:
+        return 0, 0
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from service.bundle import Bundle, GraphKind, Manifest, Task
 from service.cores import usable_cores
-from service.errors import DeadlineExceeded, Overloaded, UnknownModel, UnsupportedTask
+from service.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel, UnsupportedTask
 from service.geometry import Placement, Size, choose_canvas, place, to_canvas
 from service.images import ImageLimits, decode
 from service.metrics import Metrics
@@ -84,11 +84,16 @@ class Serving:
 
     @asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
-        """Count one request in; beyond the queue's bound nothing is even read.
+        """Count one request in, before any of it is read.
+
+        What got in is answered even if the worker dies meanwhile: its successor will.
 
         Raises:
+            NotReady: the worker is starting or restarting.
             Overloaded: as many requests as may wait are already here.
         """
+        if not self.link.state.ready:
+            raise NotReady(f"the worker is not ready ({self.link.state.phase}); try again soon")
         limit = self.settings.max_queue
         if self._in_flight >= limit:
             raise Overloaded(

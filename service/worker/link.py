@@ -96,14 +96,15 @@ class WorkerLink:
     async def infer(self, group: Group, inputs: Arrays, deadline_s: float) -> Result:
         """Run one picture in whatever batch it fits; ``deadline_s`` is on the monotonic clock.
 
-        Cancelling this coroutine takes the picture off the worker's queue.
+        While the worker is away the picture waits for its successor. Cancelling this coroutine
+        takes the picture off the worker's queue.
 
         Raises:
-            NotReady: the worker is starting or restarting.
+            NotReady: the link is closed.
             Overloaded, DeadlineExceeded, RuntimeFailed, WorkerLost: as their names say.
         """
-        if not self.state.ready:
-            raise NotReady(f"the worker is not ready ({self.state.phase}); try again soon")
+        if self._context.closed:
+            raise NotReady(f"{self.state.phase}; try again soon")
         job_id = next(self._ids)
         header: wire.Header = {
             "type": "infer",
@@ -117,13 +118,15 @@ class WorkerLink:
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         pending = self._pending[job_id] = _Pending(header, inputs, answer)
         try:
-            self._send(header, inputs)
+            if self.state.ready:
+                self._send(header, inputs)
             async with asyncio.timeout(deadline_s - time.monotonic()):
                 return await pending.answer
         except TimeoutError:  # the worker drops late jobs by itself
             raise DeadlineExceeded("the deadline passed before the model had run") from None
         except asyncio.CancelledError:
-            self._send({"type": "cancel", "id": job_id})
+            if self.state.ready:
+                self._send({"type": "cancel", "id": job_id})
             raise
         finally:
             del self._pending[job_id]

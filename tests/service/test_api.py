@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from service.errors import NotReady, Overloaded, RuntimeFailed
+from service.worker.link import WorkerState
 from tests.service.fake_app import FakeApp, picture
 from tests.service.sample_bundle import manifest_of
 
@@ -388,6 +389,17 @@ def test_a_client_that_leaves_cancels_the_inference() -> None:
         assert fake.metrics.registry.get_sample_value("saccade_requests_total", labels) == 1
 
     asyncio.run(scenario())
+
+
+def test_without_a_worker_nothing_is_admitted_and_the_client_is_told_when_to_come_back() -> None:
+    fake = FakeApp()
+    fake.link.state = WorkerState(phase="the worker died and is being restarted")
+    with fake.client() as client:
+        response = client.post("/v1/classify", content=RED)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json()["code"] == "not_ready"
+    assert "died" in response.json()["detail"]
+    assert fake.link.asked == []
 
 
 @pytest.mark.parametrize(
