@@ -15,7 +15,7 @@ from service.logs import configure_logging
 from service.metrics import Metrics
 from service.settings import load_settings
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("service.api.process")  # __name__ is "__main__" here
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ _ABOUT_EXAMPLE = {
     "model": "vit-scenes",
     "version": "1",
     "precision": "bf16",
-    "image": {"width": 480, "height": 360},
+    "image": {"width": 480, "height": 480},
 }
 
 
@@ -98,7 +98,7 @@ class ClassifyAnswer(Answer):
     """Classes, best first."""
 
     model_config = _example(
-        _ABOUT_EXAMPLE | {"predictions": [{"label": "star", "label_id": 6, "score": 0.993507}]},
+        _ABOUT_EXAMPLE | {"predictions": [{"label": "star", "label_id": 3, "score": 0.983593}]},
     )
 
     predictions: list[Prediction]
@@ -161,9 +161,9 @@ class AttentionAnswer(Answer):
             ],
             "transform": {
                 "canvas": {"width": 128, "height": 128},
-                "scale": [3.75, 2.8125],
+                "scale": [3.75, 3.75],
                 "offset": [0, 0],
-                "region": {"xmin": 0, "ymin": 0, "xmax": 480, "ymax": 360},
+                "region": {"xmin": 0, "ymin": 0, "xmax": 480, "ymax": 480},
             },
         }
     )

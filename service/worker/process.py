@@ -32,7 +32,7 @@ from service.worker.scheduler import Group, Job, Scheduler
 
 STATUS_EVERY_S = 1.0
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("service.worker.process")  # __name__ is "__main__" here
 
 
 class Worker:
