@@ -31,6 +31,7 @@ from models.checkpoints import (
     load_model,
     open_checkpoint,
 )
+from models.checkpoints.preprocessing import sides
 from models.macs import count_macs, count_parameters
 from models.vit import ViT
 from service import bundle
@@ -45,6 +46,9 @@ _PROCESSORS = {
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
 }
+
+# Model types that refuse pictures of another size unless told to resample their positions.
+_FIXED_SIZE = {"vit", "deit", "vit_mae"}
 
 
 @dataclass(frozen=True)
@@ -225,11 +229,24 @@ def _preprocessor_config(checkpoint: Checkpoint, given: Path | None) -> dict[str
 
 
 def _own_canvas(checkpoint: Checkpoint, config: dict[str, Any]) -> Canvas:
-    """Where the preprocessor ends, if it fixes that; else what the checkpoint says of itself."""
+    """Where the preprocessor ends, if it fixes that; else what the checkpoint says of itself.
+
+    Raises:
+        StartError: the two differ for a network that transformers runs at its own size alone, so
+        that one of them is wrong.
+    """
     try:
         nominal = read_preprocessor(config).geometry.nominal
     except PreprocessorError:
         return default_canvas(checkpoint)
+    own = checkpoint.config.get("image_size")
+    fixed = checkpoint.config.get("model_type") in _FIXED_SIZE and own is not None
+    if fixed and sides(own) != (nominal.height, nominal.width):
+        height, width = sides(own)
+        raise StartError(
+            f"the preprocessor of {checkpoint.source} ends at {nominal}, but its config says that "
+            f"the network takes {height}x{width}; choose one with --canvas"
+        )
     return nominal.height, nominal.width
 
 

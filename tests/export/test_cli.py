@@ -35,6 +35,19 @@ def sentence(result: Result) -> str:
     return str(found)
 
 
+def test_a_preprocessor_for_another_size_than_the_network_has_to_be_decided(
+    references: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(references["vit"].folder, tmp_path / "mismatch")
+    path = folder / "preprocessor_config.json"
+    config = json.loads(path.read_text()) | {"size": {"height": 224, "width": 224}}
+    path.write_text(json.dumps(config))
+    said = sentence(saccade_export(folder, "--out", tmp_path / "repository"))
+    assert "224x224" in said
+    assert "64x64" in said
+    assert "--canvas" in said
+
+
 def test_the_manifest_says_what_the_bundle_is(
     bundles: dict[str, Bundle], references: dict[str, Any]
 ) -> None:
