@@ -47,7 +47,9 @@ class Settings(BaseSettings):
     max_batch: int = Field(default=8, ge=1, le=1024, description="Largest batch, in pictures")
     max_queue: int = Field(default=256, ge=1, le=1_000_000, description="Pictures that may wait")
     max_queue_bytes: int = Field(
-        default=256 * 2**20, ge=2**20, description="Decoded bytes that may wait"
+        default=256 * 2**20,
+        ge=2**20,
+        description="Decoded bytes that may wait, and body bytes held per HTTP process",
     )
     max_body_bytes: int = Field(default=20 * 2**20, ge=1024, description="Largest request body")
     max_images: int = Field(default=16, ge=1, le=1024, description="Pictures in one request")

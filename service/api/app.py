@@ -71,7 +71,11 @@ def assemble(
         lifespan=lifespan,
         middleware=[
             Middleware(RequestContext, metrics=metrics),
-            Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+            Middleware(
+                BodyLimit,
+                max_bytes=settings.max_body_bytes,
+                max_total_bytes=max(settings.max_queue_bytes, settings.max_body_bytes),
+            ),
         ],
     )
     install_handlers(app)

@@ -1,10 +1,8 @@
 """What a request may cost before anyone looks at it: bytes, counted while they stream in."""
 
-from collections.abc import Awaitable, Callable
-
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import TooLarge
+from service.errors import Overloaded, TooLarge
 
 
 class BodyLimit:
@@ -12,17 +10,17 @@ class BodyLimit:
     kept.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_total_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_total_bytes = max_total_bytes
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a counting ``receive``."""
-        if scope["type"] == "http":
-            receive = self._limited(scope, receive)
-        await self._app(scope, receive, send)
-
-    def _limited(self, scope: Scope, receive: Receive) -> Callable[[], Awaitable[Message]]:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         announced = next((v for k, v in scope["headers"] if k == b"content-length"), b"")
         received = 0
 
@@ -31,12 +29,19 @@ class BodyLimit:
             if announced.isdigit() and int(announced) > self._max_bytes:
                 raise self._too_large(int(announced))
             message = await receive()
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
+            self._held_bytes += size
             if received > self._max_bytes:
                 raise self._too_large(received)
+            if self._held_bytes > self._max_total_bytes:
+                raise self._too_many()
             return message
 
-        return limited
+        try:
+            await self._app(scope, limited, send)
+        finally:
+            self._held_bytes -= received
 
     def _too_large(self, found: int) -> TooLarge:
         return TooLarge(
@@ -44,4 +49,12 @@ class BodyLimit:
             "Send a smaller or more compressed picture.",
             found=found,
             limit=self._max_bytes,
+        )
+
+    def _too_many(self) -> Overloaded:
+        return Overloaded(
+            f"the requests in progress here carry {self._held_bytes} bytes; "
+            f"at most {self._max_total_bytes} are held at once; try again soon",
+            found=self._held_bytes,
+            limit=self._max_total_bytes,
         )

@@ -24,19 +24,18 @@ from service.worker.scheduler import Group
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture on its canvas: ``upright`` as people see it, ``pixels`` uint8 (H, W, 3)."""
+    """A picture on its canvas: ``pixels`` uint8 (H, W, 3).
 
-    upright: Image.Image
+    ``upright`` is the decoded picture, kept only for an overlay: it can be a hundred times the size
+    of ``pixels``, and many pictures may wait for the worker.
+    """
+
     placement: Placement
     pixels: Array
+    upright: Image.Image | None
     started_s: float
     decode_s: float
     preprocess_s: float
-
-    @property
-    def size(self) -> Size:
-        """Of the upright picture."""
-        return Size(height=self.upright.height, width=self.upright.width)
 
 
 class Serving:
@@ -107,7 +106,12 @@ class Serving:
             self._in_flight -= 1
 
     async def prepare(
-        self, data: bytes, manifest: Manifest, deadline_s: float, trace: Trace
+        self,
+        data: bytes,
+        manifest: Manifest,
+        deadline_s: float,
+        trace: Trace,
+        keep_upright: bool = False,
     ) -> Picture:
         """Decode a picture and put it on its canvas, off the event loop.
 
@@ -117,7 +121,7 @@ class Serving:
         """
         asked_s = time.monotonic()
         work = asyncio.get_running_loop().run_in_executor(
-            self._threads, _prepare, data, manifest, self.limits, deadline_s
+            self._threads, _prepare, data, manifest, self.limits, deadline_s, keep_upright
         )
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
@@ -176,7 +180,9 @@ class Serving:
         self.metrics.stage_seconds.labels(manifest.name, stage).observe(seconds)
 
 
-def _prepare(data: bytes, manifest: Manifest, limits: ImageLimits, deadline_s: float) -> Picture:
+def _prepare(
+    data: bytes, manifest: Manifest, limits: ImageLimits, deadline_s: float, keep_upright: bool
+) -> Picture:
     started_s = time.monotonic()
     if started_s > deadline_s:
         raise _late()
@@ -187,9 +193,9 @@ def _prepare(data: bytes, manifest: Manifest, limits: ImageLimits, deadline_s: f
     placement = place(manifest.geometry, size, canvas)
     pixels = to_canvas(upright, placement)
     return Picture(
-        upright,
         placement,
         pixels,
+        upright if keep_upright else None,
         started_s,
         decode_s=decoded_s - started_s,
         preprocess_s=time.monotonic() - decoded_s,

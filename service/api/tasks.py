@@ -56,9 +56,11 @@ class Call:
         self.trace = trace
         self.deadline_s = trace.started_s + timeout_s
 
-    async def picture(self, data: bytes) -> Picture:
+    async def picture(self, data: bytes, keep_upright: bool = False) -> Picture:
         """Decode and place one picture."""
-        return await self.serving.prepare(data, self.manifest, self.deadline_s, self.trace)
+        return await self.serving.prepare(
+            data, self.manifest, self.deadline_s, self.trace, keep_upright
+        )
 
     def about(self, picture: Picture, precision: str) -> dict[str, Any]:
         """The members that every answer has."""
@@ -66,7 +68,9 @@ class Call:
             "model": self.manifest.name,
             "version": self.manifest.version,
             "precision": precision,
-            "image": ImageSize(width=picture.upright.width, height=picture.upright.height),
+            "image": ImageSize(
+                width=picture.placement.image.width, height=picture.placement.image.height
+            ),
         }
 
 
@@ -127,7 +131,7 @@ async def _attention(call: Call, data: bytes, options: AttentionOptions) -> Atte
 async def _attention_file(
     call: Call, data: bytes, options: AttentionOptions, media_type: str
 ) -> Response:
-    picture, maps, answer = await _explain(call, data, options)
+    picture, maps, answer = await _explain(call, data, options, keep_upright=media_type == PNG)
     if media_type == PNG and len(maps) > 1:
         raise InvalidParameter(
             f"an overlay shows one map, and {len(maps)} were asked for; "
@@ -135,7 +139,7 @@ async def _attention_file(
             parameter="head" if options.head == "all" else "layer",
         )
     values = np.stack([found.values for found in maps])
-    if media_type == PNG:
+    if picture.upright is not None:
         region = picture.placement.region
         encode = partial(render.overlay_png, picture.upright, values[0], region)
     else:
@@ -145,12 +149,12 @@ async def _attention_file(
 
 
 async def _explain(
-    call: Call, data: bytes, options: AttentionOptions
+    call: Call, data: bytes, options: AttentionOptions, keep_upright: bool = False
 ) -> tuple[Picture, list[attention.Map], AttentionAnswer]:
     """The picture, its maps, and the answer that describes them, still without their values."""
     explain = call.manifest.explain
     assert explain is not None  # the bundle's loader checks that the task comes with it
-    picture = await call.picture(data)
+    picture = await call.picture(data, keep_upright)
     canvas = picture.placement.canvas
     selection = attention.select(
         explain, canvas, options.kind, options.layer, options.head, options.query
