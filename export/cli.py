@@ -156,7 +156,7 @@ def _print_result(console: Console, bundle: Bundle) -> None:
     manifest = bundle.manifest
     columns = ("runtime", "canvas", "max error", "cosine", "top-1", "batched", "explain")
     table = Table(
-        *(Column(name, no_wrap=True) for name in columns),
+        *(Column(name, overflow="fold") for name in columns),
         box=box.SIMPLE_HEAD,
         title=f"against PyTorch fp32, on {manifest.provenance.pictures}",
         title_justify="left",

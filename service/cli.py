@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from service.bundle import Bundle, Manifest, load_repository
 from service.errors import BadBundle, ServiceError, StartError
@@ -87,7 +87,8 @@ Repository = Annotated[Path, typer.Argument(help="Folder of <model>/<version>/ma
 @models.command("list")
 def list_models(repository: Repository = DEMO_REPOSITORY) -> None:
     """The newest version of every model in a repository."""
-    table = Table("model", "version", "family", "tasks", "canvas", "parameters", "MACs", "proven")
+    names = ("model", "version", "family", "tasks", "canvas", "parameters", "MACs", "proven")
+    table = Table(*(Column(name, overflow="fold") for name in names))
     for bundle in load_repository(repository):
         m = bundle.manifest
         proven = {f"{p.runtime} {p.precision}": None for p in m.parity}

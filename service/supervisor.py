@@ -89,6 +89,7 @@ class Supervisor:
             await asyncio.wait((stop, *keepers), return_when=asyncio.FIRST_COMPLETED)
             self._stopping.set()
             _log.info("stopping")
+            listener.close()  # or the kernel would go on accepting what nobody will answer
             await asyncio.gather(*(self._stop(role, self._settings.grace_s) for role in apis))
             await self._stop(worker, 0.0)
             await asyncio.gather(*keepers)

@@ -40,7 +40,7 @@ def _summary(serving: Serving, manifest: Manifest) -> dict[str, Any]:
         "version": manifest.version,
         "family": manifest.family,
         "tasks": manifest.tasks,
-        "ready": serving.link.state.ready and bool(running),
+        "ready": serving.link.state.answers() and bool(running),
         "runtime": running.get("runtime"),
         "precision": running.get("precision"),
         "device": running.get("device"),

@@ -9,6 +9,7 @@ from service.api.serving import Serving
 router = APIRouter()
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 @router.get("/v2/health/live")
 async def livez() -> dict[str, bool]:
@@ -16,6 +17,7 @@ async def livez() -> dict[str, bool]:
     return {"live": True}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 @router.get("/health")
 @router.get("/healthz")
@@ -24,7 +26,7 @@ async def livez() -> dict[str, bool]:
 async def readyz(request: Request) -> Response:
     """200 when a picture sent now would be run: the worker is there and every model has run."""
     serving: Serving = request.state.serving
-    ready = serving.link.state.ready
+    ready = serving.link.state.answers()
     headers = {} if ready else {"Retry-After": "1"}
     return JSONResponse({"ready": ready}, 200 if ready else 503, headers)
 

@@ -55,17 +55,19 @@ def response_of(error: ServiceError, request: Request) -> Response:
     return _response(problem_of(error, request), headers)
 
 
+def count_rejection(error: ServiceError, request: Request) -> None:
+    """Tell the metrics of a refusal, of a request or of one picture in it."""
+    if error.code in REJECTIONS:
+        request.state.serving.metrics.rejections.labels(error.code).inc()
+
+
 def install_handlers(app: FastAPI) -> None:
     """Every error leaves the application as a problem document."""
 
     async def service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
-        if error.code in REJECTIONS:
-            request.state.serving.metrics.rejections.labels(error.code).inc()
-        headers = {}
-        if isinstance(error, RetryLater):
-            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-        return _response(problem_of(error, request), headers)
+        count_rejection(error, request)
+        return response_of(error, request)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

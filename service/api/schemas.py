@@ -51,6 +51,8 @@ class EmbedOptions(Options):
 class AttentionOptions(Options):
     """Parameters of attention maps."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # JSON may say "layer": 0
+
     kind: Literal["raw", "rollout"] = Field(
         default="raw", description="One layer's softmax rows, or the rollout over all layers"
     )

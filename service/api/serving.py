@@ -91,8 +91,9 @@ class Serving:
             NotReady: the worker is starting or restarting.
             Overloaded: as many requests as may wait are already here.
         """
-        if not self.link.state.ready:
-            raise NotReady(f"the worker is not ready ({self.link.state.phase}); try again soon")
+        if not self.link.state.answers():
+            phase = "it is silent" if self.link.state.ready else self.link.state.phase
+            raise NotReady(f"the worker is not ready ({phase}); try again soon")
         limit = self.settings.max_queue
         if self._in_flight >= limit:
             raise Overloaded(

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from service.api.bodies import Posted, parse_options, read_body
 from service.api.negotiation import choose_media_type
 from service.api.openapi import describe
-from service.api.problems import problem_of
+from service.api.problems import count_rejection, problem_of
 from service.api.schemas import (
     Answer,
     AttentionAnswer,
@@ -256,6 +256,7 @@ async def _answer_posted(
     results = []
     for found in answers:
         if isinstance(found, ServiceError):
+            count_rejection(found, request)
             results.append(json.dumps(problem_of(found, request)))
         elif isinstance(found, BaseException):
             raise found

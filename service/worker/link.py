@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group
 
 MAX_STRIKES = 2  # worker deaths during its own batch after which a picture is refused
+SILENCE_S = 5.0  # statuses come every second
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +46,11 @@ class WorkerState:
     ready: bool = False
     phase: str = "waiting for the worker"
     models: dict[str, dict[str, str]] = field(default_factory=dict)
+    heard_s: float = math.inf
+
+    def answers(self) -> bool:
+        """Ready, and not silent: a stopped process keeps its socket and says nothing more."""
+        return self.ready and time.monotonic() - self.heard_s < SILENCE_S
 
 
 @dataclass
@@ -183,7 +190,9 @@ class WorkerLink:
 
     def _hear_status(self, header: wire.Header) -> None:
         became_ready = header["ready"] and not self.state.ready
-        self.state = WorkerState(header["ready"], header["phase"], header["models"])
+        self.state = WorkerState(
+            header["ready"], header["phase"], header["models"], time.monotonic()
+        )
         self._on_change(self.state)
         if became_ready:
             self.was_ready = True

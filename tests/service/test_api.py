@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from service.errors import NotReady, Overloaded, RuntimeFailed
-from service.worker.link import WorkerState
-from tests.service.fake_app import FakeApp, picture
+from service.worker.link import SILENCE_S, WorkerState
+from tests.service.fake_app import RUNNING, FakeApp, picture
 from tests.service.sample_bundle import manifest_of
 
 RED, GREEN, BLUE = picture(red=200), picture(green=200), picture(blue=200)
@@ -467,3 +467,22 @@ def test_beyond_the_bound_of_the_queue_nothing_is_read() -> None:
         assert count == 1
 
     asyncio.run(scenario())
+
+
+def test_json_may_name_layer_and_head_by_number() -> None:
+    body = {"image": base64.b64encode(RED).decode(), "layer": 1, "head": 0}
+    with FakeApp().client() as client:
+        response = client.post("/v1/attention", json=body)
+    assert response.status_code == 200, response.text
+    assert [(shown["layer"], shown["head"]) for shown in response.json()["maps"]] == [(1, 0)]
+
+
+def test_a_silent_worker_is_not_ready() -> None:
+    fake = FakeApp()
+    fake.link.state = WorkerState(True, "ready", RUNNING, heard_s=time.monotonic() - SILENCE_S)
+    with fake.client() as client:
+        assert client.get("/readyz").status_code == 503
+        assert client.head("/readyz").status_code == 503
+        response = client.post("/v1/classify", content=RED)
+    assert (response.status_code, response.json()["code"]) == (503, "not_ready")
+    assert "silent" in response.json()["detail"]

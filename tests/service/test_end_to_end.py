@@ -269,3 +269,27 @@ def test_a_taken_port_and_a_wrong_setting_are_refused_with_a_sentence(demo_serve
     assert wrong.returncode == 1
     assert "SACCADE_MAX_BTACH" in wrong.stderr
     assert "SACCADE_MAX_BATCH" in wrong.stderr
+
+
+def test_nothing_is_accepted_after_sigterm_while_the_accepted_is_finished(
+    start_server: StartServer, demo_scenes: dict[str, Any]
+) -> None:
+    server = start_server()
+    scene = next(iter(demo_scenes.values()))
+    worker = server.children("saccade worker")[0]
+    worker.send_signal(signal.SIGSTOP)
+
+    async def scenario() -> int:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            body = scene["path"].read_bytes()
+            accepted = asyncio.create_task(client.post("/v1/classify", content=body))
+            await asyncio.sleep(0.5)
+            server.process.terminate()
+            await asyncio.sleep(1.0)
+            with pytest.raises(httpx.ConnectError):
+                await asyncio.to_thread(httpx.get, server.url + "/readyz", timeout=10)
+            worker.send_signal(signal.SIGCONT)
+            return (await accepted).status_code
+
+    assert asyncio.run(scenario()) == 200
+    assert server.process.wait(30) == 0

@@ -122,7 +122,9 @@ async def successor(folder: Path, line: Line, dead: FakeWorker) -> FakeWorker:
 def test_a_picture_goes_out_and_its_result_comes_back(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with connected(tmp_path) as (line, worker):
-            assert line.link.state == WorkerState(True, "ready", RUNNING)
+            state = line.link.state
+            assert state == WorkerState(True, "ready", RUNNING, heard_s=state.heard_s)
+            assert state.answers()
             asked = line.infer(7)
             header, arrays = await worker.receive()
             assert (header["type"], header["alone"]) == ("infer", False)

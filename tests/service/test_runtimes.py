@@ -204,7 +204,11 @@ def test_the_fastest_that_is_proven_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose, "supports", lambda choice: None)
-    everything = bundle_of(tmp_path, FASTEST_FIRST)
+    vectors = bundle_of(tmp_path, FASTEST_FIRST)
+    assert candidates(vectors) == [OPENVINO, ONNXRUNTIME, BF16], "vectors are not to be rounded"
+    assert candidates(vectors, precision="bf16") == [BF16]
+    detector = vectors.manifest.model_copy(update={"tasks": ["detect", "embed"]})
+    everything = Bundle(folder=vectors.folder, manifest=detector)
     assert candidates(everything) == [BF16, OPENVINO, ONNXRUNTIME]
     assert candidates(everything, device="cpu", precision="fp32") == [OPENVINO, ONNXRUNTIME]
     assert candidates(everything, runtime="onnxruntime") == [ONNXRUNTIME]

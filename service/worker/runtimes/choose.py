@@ -38,6 +38,7 @@ FASTEST_FIRST = (
 OpenVINO's fp32 a few hundredths faster than ONNX Runtime's.
 """
 
+_VECTOR_TASKS = {"embed", "attention"}
 _CLASSES = {"onnxruntime": ("onnx", "OnnxRuntime"), "openvino": ("openvino", "OpenVino")}
 
 
@@ -47,7 +48,9 @@ def candidates(
     """What may serve the bundle here, the fastest first; never empty.
 
     A choice qualifies if it meets every wish that is not "auto", its library is installed, the
-    machine can do it, and the bundle's exporter measured it and let it pass.
+    machine can do it, and the bundle's exporter measured it and let it pass. Without a wish for a
+    precision, fp32 comes first where vectors are all that the model answers with: no margin
+    between classes swallows the rounding of bf16 there.
 
     Raises:
         BadSettings: wishes that nothing here can meet.
@@ -73,6 +76,8 @@ def candidates(
         raise kind(f"{problem}{f' with {named}' if named else ''}: {reasons}")
     if reasons:
         _log.info("passed over for %s: %s", bundle.manifest.name, reasons)
+    if precision == "auto" and set(bundle.manifest.tasks) <= _VECTOR_TASKS:
+        found.sort(key=lambda choice: choice.precision != "fp32")
     return found
 
 
