@@ -154,6 +154,12 @@ async def _explain(
     """The picture, its maps, and the answer that describes them, still without their values."""
     explain = call.manifest.explain
     assert explain is not None  # the bundle's loader checks that the task comes with it
+    ignored = sorted({"layer", "head"} & options.model_fields_set)
+    if options.kind == "rollout" and ignored:
+        raise InvalidParameter(
+            f"kind 'rollout' is over all layers and heads; leave out {' and '.join(ignored)}",
+            parameters=ignored,
+        )
     picture = await call.picture(data, keep_upright)
     canvas = picture.placement.canvas
     selection = attention.select(

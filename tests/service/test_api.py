@@ -486,3 +486,10 @@ def test_a_silent_worker_is_not_ready() -> None:
         response = client.post("/v1/classify", content=RED)
     assert (response.status_code, response.json()["code"]) == (503, "not_ready")
     assert "silent" in response.json()["detail"]
+
+
+def test_a_rollout_takes_no_layer_and_no_head() -> None:
+    with FakeApp().client() as client:
+        response = client.post("/v1/attention?kind=rollout&layer=0", content=RED)
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_parameter")
+    assert "leave out layer" in response.json()["detail"]
