@@ -5,45 +5,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.layers import Attention
-
 
 def count_parameters(model: nn.Module) -> int:
     """Every learned number, heads and position tables included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, images: Tensor) -> int:
-    """Multiply-accumulates of one forward pass over ``images``, which may be on the meta device.
+def count_macs(model: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-accumulates of one forward pass over ``inputs``, which may be on the meta device.
 
-    Counted are convolutions, linear layers and both matrix products of attention, as the papers do
-    that call the figure FLOPs. Norms, softmax, activations and the attention row that
+    Counted are convolutions, linear layers and the products that a module reports of itself in
+    ``product_macs(*inputs)``, such as both of attention, as the papers do that call the figure
+    FLOPs. Norms, softmax, activations, sampling and the attention row that
     ``Attention.first_row`` recomputes for the answer are not.
     """
     total = 0
 
     def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal total
-        total += _macs_of(module, inputs[0], output)
+        total += _macs_of(module, inputs, output)
 
-    counted = [module for module in model.modules() if isinstance(module, COUNTED)]
-    handles = [module.register_forward_hook(add) for module in counted]
+    handles = [module.register_forward_hook(add) for module in model.modules()]
     try:
         with torch.no_grad():
-            model(images)
+            model(*inputs)
     finally:
         for handle in handles:
             handle.remove()
     return total
 
 
-COUNTED = (nn.Conv2d, nn.Linear, Attention)
-
-
-def _macs_of(module: nn.Module, x: Tensor, output: Tensor) -> int:
+def _macs_of(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
+    """What the module does besides its children."""
     if isinstance(module, nn.Conv2d):
         return output.numel() * module.weight[0].numel()
     if isinstance(module, nn.Linear):
         return output.numel() * module.in_features
-    batch, tokens, dim = x.shape
-    return 2 * batch * tokens * tokens * dim  # Q K^T and its product with V
+    if hasattr(module, "product_macs"):
+        return module.product_macs(*inputs)  # type: ignore[operator]
+    return 0

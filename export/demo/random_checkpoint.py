@@ -12,6 +12,7 @@ import typer
 from torch import nn
 
 from models.checkpoints import save_checkpoint
+from models.vit import ViT
 from models.zoo import build
 
 
@@ -23,6 +24,8 @@ def main(
     """Write a checkpoint of a published network's shape with random weights."""
     torch.manual_seed(seed)
     model = build(variant)
+    if not isinstance(model, ViT):
+        raise typer.BadParameter(f"{variant} is no ViT, the one family written here")
     nn.init.normal_(model.positions, std=0.02)
     height, width = model.config.canvas
     preprocessor = {

@@ -1,0 +1,23 @@
+"""The published networks: dimensions, where their weights are, and what was published of them."""
+
+from torch import nn
+
+from models.vit import ViT, ViTConfig
+from models.zoo import vit
+from models.zoo.variant import Variant
+
+__all__ = ["ZOO", "Variant", "build"]
+
+ZOO = {variant.name: variant for variant in vit.VARIANTS}
+
+_NETWORKS: dict[type, type[nn.Module]] = {ViTConfig: ViT}
+
+
+def build(name: str) -> nn.Module:
+    """The network of a variant without its weights; on the default device, so under
+    ``torch.device("meta")`` it takes no memory.
+    """
+    if name not in ZOO:
+        raise ValueError(f"no variant is called {name!r}; there are {', '.join(ZOO)}")
+    config = ZOO[name].config
+    return _NETWORKS[type(config)](config)
