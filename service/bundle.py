@@ -21,6 +21,10 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]
 Task = Literal["classify", "detect", "segment", "attention", "embed"]
 Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
 GraphKind = Literal["serve", "explain"]
+Profile = Literal["reference", "hf"]
+Mode = Literal["panoptic", "instance", "semantic"]
+Rule = Literal["detr", "maskformer", "mask2former"]
+Detail = Literal["fast", "exact"]
 
 
 class Strict(BaseModel):
@@ -81,6 +85,25 @@ class Parity(Strict):
     cosine: float = Field(
         description="smallest cosine of centred logits (or of embeddings) over the pictures"
     )
+    box_error: float | None = Field(
+        default=None,
+        description="largest error of a box edge, as a share of the picture's side, over the "
+        "queries that found something in the reference",
+    )
+    box_agreement: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of what the reference detects that is found with the same class and "
+        "an overlap (IoU) of at least 0.9",
+    )
+    mask_agreement: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="smallest share, over the pictures, of pixels whose class and segment are "
+        "those of the reference",
+    )
     top1_agreement: float | None = Field(
         default=None,
         ge=0,
@@ -137,10 +160,25 @@ class Provenance(Strict):
 
 
 class Defaults(Strict):
-    """Parameters of a request that names none."""
+    """Parameters of a request for classes or boxes that names none."""
 
     top_k: int = Field(default=5, ge=1)
     threshold: float = Field(default=0.0, ge=0, le=1)
+
+
+class Segmentation(Strict):
+    """How queries and masks become segments: whose rule, which modes (the default first), and the
+    parameters of a request that names none.
+
+    ``detail`` "fast" merges in the graph at the resolution of the masks, "exact" merges at the
+    resolution of the picture.
+    """
+
+    rule: Rule
+    modes: list[Mode] = Field(min_length=1)
+    threshold: float = Field(default=0.8, ge=0, le=1)
+    overlap_threshold: float = Field(default=0.8, ge=0, le=1)
+    detail: Detail = "exact"
 
 
 class Manifest(Strict):
@@ -156,7 +194,12 @@ class Manifest(Strict):
     files: dict[FileName, File]
     labels: list[Label] = []
     activation: Literal["softmax", "sigmoid"] | None = None
+    profile: Profile = Field(
+        default="reference",
+        description="post-processing as the papers' authors define it, or as transformers does it",
+    )
     defaults: Defaults = Defaults()
+    segmentation: Segmentation | None = None
     explain: Explain | None = None
     parity: list[Parity] = []
     accuracy: list[Accuracy] = []
@@ -320,6 +363,8 @@ def _check_consistent(path: Path, manifest: Manifest) -> None:
     for task in ("classify", "segment", "detect"):
         if task in manifest.tasks and not manifest.labels:
             raise BadBundle(f"{path} offers the task {task!r} and lists no labels.")
+    if "segment" in manifest.tasks and manifest.segmentation is None:
+        raise BadBundle(f"{path} offers the task 'segment' and has no 'segmentation' section.")
     if "attention" in manifest.tasks and manifest.explain is None:
         raise BadBundle(f"{path} offers the task 'attention' and has no 'explain' section.")
     _check_graphs(path, manifest)
@@ -343,18 +388,43 @@ def _check_graphs(path: Path, manifest: Manifest) -> None:
 
 def _check_outputs(path: Path, manifest: Manifest, graph: Graph) -> None:
     shapes = {tensor.name: tensor.shape for tensor in graph.outputs}
-    for task, output in (
-        ("classify", "scores"),
-        ("embed", "embedding"),
-        ("attention", "attention"),
-    ):
-        if task in manifest.tasks and output not in shapes:
+    for task, outputs in _required_outputs(manifest).items():
+        absent = [name for name in outputs if name not in shapes]
+        if task in manifest.tasks and absent:
             raise BadBundle(
-                f"{path} offers the task {task!r}, but {graph.file} has no output {output!r}; "
-                f"it has {', '.join(shapes)}."
+                f"{path} offers the task {task!r}, but {graph.file} has no output "
+                f"{', '.join(map(repr, absent))}; it has {', '.join(shapes)}."
             )
     if "classify" in manifest.tasks and shapes["scores"] != [-1, len(manifest.labels)]:
         raise BadBundle(
             f"{path} lists {len(manifest.labels)} labels, but {graph.file} has "
             f"{shapes['scores'][-1]} scores."
         )
+    padded = manifest.geometry.placement == "pad"
+    if padded != any(tensor.name == "sizes" for tensor in graph.inputs):
+        raise BadBundle(
+            f"{path} {'pads pictures' if padded else 'fills the canvas'}, but {graph.file} "
+            f"{'has no' if padded else 'has an'} input 'sizes'."
+        )
+
+
+def _required_outputs(manifest: Manifest) -> dict[Task, tuple[str, ...]]:
+    """What a serving graph must give, by task."""
+    merged: dict[Mode, tuple[str, ...]] = {
+        "panoptic": ("panoptic_map", "panoptic_classes", "panoptic_scores"),
+        "instance": (
+            "instance_masks",
+            "instance_classes",
+            "instance_scores",
+            "instance_queries",
+        ),
+        "semantic": ("semantic_map",),
+    }
+    modes = manifest.segmentation.modes if manifest.segmentation else []
+    return {
+        "classify": ("scores",),
+        "embed": ("embedding",),
+        "attention": ("attention",),
+        "detect": ("scores", "classes", "boxes", "queries"),
+        "segment": ("logits", "masks", *(name for mode in modes for name in merged[mode])),
+    }
