@@ -1,0 +1,387 @@
+"""Swin Transformer: attention within windows that shift from block to block.
+
+Liu et al. 2021, arXiv 2103.14030, section 3. At a fixed canvas, padding, shift and partition are
+one gather with a constant index, and relative position bias and shift mask one addition.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import Mlp
+
+SHIFT_MASK = -100.0
+"""Added to the score of a token that the shift brought into the window from another place."""
+
+MERGED_WINDOWS = 64
+"""Up to so many windows, bias and mask are added as one constant of that many copies of the bias;
+beyond, the copies would outgrow the weights, and the mask is added by itself."""
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """Dimensions of one network at one canvas; ``canvas`` is (height, width) in pixels.
+
+    ``dim`` is the width of the first stage and doubles from stage to stage; ``window`` is a side in
+    tokens. A map whose shorter side is no longer than the window has windows of that side, and no
+    shift; under ``always_pad``, as backbones of segmentation have it, it is padded to the window
+    and shifted like any other. ``norm_eps`` is that of the blocks and the final norm; the norms
+    between stages have 1e-5. ``classes`` is 0 for a network without a head.
+    """
+
+    canvas: tuple[int, int]
+    dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 7
+    classes: int = 0
+    patch_size: int = 4
+    always_pad: bool = False
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_stages(self)
+
+    def windows_of(self, stage: int) -> tuple[int, int]:
+        """Side of the windows of a stage, and shift of every second block, in tokens."""
+        shortest = min(grids(self)[stage])
+        if shortest <= self.window and not self.always_pad:
+            return shortest, 0
+        return self.window, self.window // 2
+
+
+class StagesConfig(Protocol):
+    """What ``Trunk`` reads of a config."""
+
+    @property
+    def canvas(self) -> tuple[int, int]: ...
+    @property
+    def patch_size(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def depths(self) -> tuple[int, ...]: ...
+    @property
+    def heads(self) -> tuple[int, ...]: ...
+    def windows_of(self, stage: int) -> tuple[int, int]: ...
+
+
+Config = TypeVar("Config", bound=StagesConfig)
+
+
+def check_stages(config: StagesConfig) -> None:
+    """ValueError unless every stage has a number of heads that divides its width."""
+    if len(config.depths) != len(config.heads):
+        raise ValueError(f"{len(config.depths)} depths, but {len(config.heads)} numbers of heads")
+    for dim, heads in zip(widths(config), config.heads, strict=True):
+        if dim % heads:
+            raise ValueError(f"width {dim} does not divide into {heads} heads")
+
+
+def widths(config: StagesConfig) -> tuple[int, ...]:
+    """Channels of every stage."""
+    return tuple(config.dim * 2**stage for stage in range(len(config.depths)))
+
+
+def grids(config: StagesConfig) -> list[tuple[int, int]]:
+    """Rows and columns of every stage's map; what does not divide is padded, so rounded up."""
+    strides = [config.patch_size * 2**stage for stage in range(len(config.depths))]
+    return [(-(-config.canvas[0] // side), -(-config.canvas[1] // side)) for side in strides]
+
+
+class Gather(nn.Module):
+    """Tokens (B, N, D) taken in the order of a constant index; N stands for a token of zeros."""
+
+    def __init__(self, index: Tensor, pads: bool) -> None:
+        super().__init__()
+        self.index = nn.Buffer(index, persistent=False)
+        self.pads = pads
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, len(index), D)
+        return (F.pad(x, (0, 0, 0, 1)) if self.pads else x).index_select(1, self.index)
+
+
+class Windows(nn.Module):
+    """The windows of side ``side`` over a map of ``grid`` (rows, columns) tokens, which is padded
+    with zeros at the right and bottom, then rolled up and to the left by ``shift`` (section 3.2,
+    figure 4).
+
+    ``mask`` (nW, M*M, M*M) is ``SHIFT_MASK`` between tokens that are no neighbours; None without
+    shift. ``places`` (N,) are the tokens' places in the windows put one after another.
+    """
+
+    def __init__(self, grid: tuple[int, int], side: int, shift: int) -> None:
+        super().__init__()
+        self.grid, self.side, self.shift = grid, side, shift
+        (height, width), (down, across) = grid, (-(-grid[0] // side), -(-grid[1] // side))
+        padded = (down * side, across * side)
+        pads = padded != grid
+        self.count = down * across
+
+        rows, columns = torch.arange(padded[0])[:, None], torch.arange(padded[1])
+        inside = (rows < height) & (columns < width)
+        tokens = torch.where(inside, rows * width + columns, height * width)
+        self.to_windows = Gather(self._cut(tokens.roll((-shift, -shift), (0, 1))).flatten(), pads)
+        order = torch.arange(padded[0] * padded[1]).view(down, across, side, side).transpose(1, 2)
+        places = order.reshape(padded).roll((shift, shift), (0, 1))[:height, :width].flatten()
+        self.to_tokens = Gather(places, pads=False)
+
+        mask = None
+        if shift:
+            regions = 3 * self._regions(rows) + self._regions(columns)
+            of_windows = self._cut(regions).flatten(1)  # (nW, M*M)
+            apart = of_windows[:, :, None] != of_windows[:, None]
+            mask = torch.where(apart, SHIFT_MASK, 0.0)
+        self.mask: Tensor | None
+        self.register_buffer("mask", mask, persistent=False)
+
+    @property
+    def places(self) -> Tensor:
+        return self.to_tokens.index
+
+    def partition(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, nW, M*M, D)
+        return self.to_windows(x).unflatten(1, (self.count, self.side**2))
+
+    def unpartition(self, x: Tensor) -> Tensor:  # (B, nW, M*M, D) -> (B, N, D)
+        return self.to_tokens(x.flatten(1, 2))
+
+    def _cut(self, picture: Tensor) -> Tensor:  # (rows, columns) -> (nW, M, M)
+        rows = picture.unflatten(0, (-1, self.side)).unflatten(2, (-1, self.side))
+        return rows.transpose(1, 2).flatten(0, 1)
+
+    def _regions(self, places: Tensor) -> Tensor:
+        """Whether places along one axis lie before the last window, in its part that stayed, or in
+        the part that was rolled over: 0, 1 or 2.
+        """
+        end = places.numel()
+        return (places >= end - self.side).long() + (places >= end - self.shift).long()
+
+
+class RelativeBias(nn.Module):
+    """A learned number per head and offset between two tokens of a window (section 3.2, eq. 4).
+
+    The table is for windows of side ``table_side``; smaller ones use the middle of it.
+    """
+
+    def __init__(self, heads: int, side: int, table_side: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros((2 * table_side - 1) ** 2, heads))
+        self.index = nn.Buffer(relative_index(side, table_side), persistent=False)
+
+    def forward(self) -> Tensor:  # (h, M*M, M*M)
+        return self.table[self.index].permute(2, 0, 1)
+
+
+def relative_index(side: int, table_side: int) -> Tensor:  # (M*M, M*M)
+    """Rows, in a table of all offsets (dy, dx) of windows of ``table_side``, of the offsets from
+    every token of a window of ``side`` to every other.
+    """
+    places = torch.arange(side)
+    offsets = places[:, None] - places + table_side - 1
+    down, across = offsets[:, None, :, None], offsets[None, :, None, :]
+    return (down * (2 * table_side - 1) + across).reshape(side**2, side**2)
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within each window, softmax(Q K^T / sqrt(d) + B) V (section 3.2, eq. 4).
+
+    Tensors have four axes throughout, as fused attention kernels want them: where bias and mask are
+    merged, windows count as heads, since each has a bias of its own; else as pictures.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, windows: Windows, relative: nn.Module, qkv_bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.heads, self.windows = heads, windows
+        self.scale = (dim // heads) ** -0.5
+        self.merged = windows.mask is not None and windows.count <= MERGED_WINDOWS
+        self.groups = windows.count if self.merged else 1
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.relative = relative
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, nW, M*M, D) -> (B, nW, M*M, D)
+        return self.forward_with_weights(x)[0]
+
+    def forward_with_weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``forward``, with the attention matrices (B, nW, h, M*M, M*M) beside the output."""
+        q, k, v = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
+        weights = self._add_bias(self.similarity(q, k)).softmax(dim=-1)
+        attended = self._windowed(weights @ v).transpose(2, 3).flatten(3)
+        return self.proj(attended), self._windowed(weights)
+
+    def similarity(self, q: Tensor, k: Tensor) -> Tensor:
+        """Scores (., ., M*M, M*M) of queries and keys (., ., M*M, D/h)."""
+        return (q * self.scale) @ k.transpose(-2, -1)
+
+    def product_macs(self, x: Tensor) -> int:
+        """Multiply-accumulates of Q K^T and of its product with V."""
+        batch, windows, tokens, dim = x.shape
+        return 2 * batch * windows * tokens * tokens * dim
+
+    def _add_bias(self, scores: Tensor) -> Tensor:
+        bias, mask = self.relative(), self.windows.mask
+        if mask is None:
+            return scores + bias
+        if self.merged:
+            return scores + (bias + mask[:, None]).flatten(0, 1)
+        masked = (scores + bias).unflatten(0, (-1, self.windows.count)) + mask[:, None]
+        return masked.flatten(0, 1)
+
+    def _split(self, x: Tensor) -> Tensor:  # (B, nW, M*M, D) -> (B*nW/g, g*h, M*M, D/h)
+        by_head = x.unflatten(-1, (self.heads, -1)).transpose(2, 3)
+        return by_head.reshape(-1, self.groups * self.heads, *by_head.shape[3:])
+
+    def _windowed(self, x: Tensor) -> Tensor:  # (B*nW/g, g*h, M*M, .) -> (B, nW, h, M*M, .)
+        return x.reshape(-1, self.windows.count, self.heads, *x.shape[2:])
+
+
+class Block(nn.Module):
+    """Pre-norm block with attention within windows (section 3.1, eq. 3)."""
+
+    def __init__(self, config: SwinConfig, stage: int, windows: Windows) -> None:
+        super().__init__()
+        dim, heads = widths(config)[stage], config.heads[stage]
+        relative = RelativeBias(heads, windows.side, config.window)
+        self.windows = windows
+        self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.attn = WindowAttention(dim, heads, windows, relative, config.qkv_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.mlp = Mlp(dim, int(config.mlp_ratio * dim))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+        x = x + self.windows.unpartition(self.attn(self.windows.partition(self.norm1(x))))
+        return x + self.mlp(self.norm2(x))
+
+    def forward_with_weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``forward``, with the attention matrices (B, nW, h, M*M, M*M) beside the output."""
+        windows = self.windows.partition(self.norm1(x))
+        attended, weights = self.attn.forward_with_weights(windows)
+        x = x + self.windows.unpartition(attended)
+        return x + self.mlp(self.norm2(x)), weights
+
+
+class Neighbours(Gather):
+    """Every two by two tokens of a map side by side: (B, N, D) to (B, N/4, 4 D), down before
+    across; odd sides are padded with zeros.
+    """
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        height, width = grid
+        rows, columns = (torch.arange(side + side % 2).view(-1, 2) for side in grid)
+        rows, columns = rows[:, None, None], columns[:, :, None]  # (H/2, 1, 1, 2), (W/2, 2, 1)
+        inside = (rows < height) & (columns < width)
+        index = torch.where(inside, rows * width + columns, height * width)
+        super().__init__(index.flatten(), pads=height % 2 + width % 2 > 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).unflatten(1, (-1, 4)).flatten(2)
+
+
+class PatchMerging(nn.Module):
+    """Half the resolution at twice the width ``dim`` (section 3.1)."""
+
+    def __init__(self, grid: tuple[int, int], dim: int) -> None:
+        super().__init__()
+        self.neighbours = Neighbours(grid)
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N/4, 2 D)
+        return self.reduction(self.norm(self.neighbours(x)))
+
+
+class Trunk(nn.Module):
+    """Images (B, 3, H, W), normalised, to the tokens (B, N_i, C_i) that leave the blocks of every
+    stage, before they are merged for the next.
+
+    ``block`` makes the block of a stage in given windows; ``merge`` what joins neighbours.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        block: Callable[[Config, int, Windows], nn.Module],
+        merge: Callable[[tuple[int, int], int], nn.Module],
+    ) -> None:
+        super().__init__()
+        sides = (-side % config.patch_size for side in config.canvas)
+        self.pad_down, self.pad_across = sides
+        self.patch_embed = nn.Conv2d(3, config.dim, config.patch_size, stride=config.patch_size)
+        self.norm = nn.LayerNorm(config.dim)
+        self.stages = nn.ModuleList()
+        self.merges = nn.ModuleList()
+        for stage, (grid, depth) in enumerate(zip(grids(config), config.depths, strict=True)):
+            side, shift = config.windows_of(stage)
+            straight = Windows(grid, side, 0)
+            shifted = Windows(grid, side, shift) if shift else straight
+            alternating = [(straight, shifted)[index % 2] for index in range(depth)]
+            self.stages.append(nn.ModuleList(block(config, stage, w) for w in alternating))
+            if stage + 1 < len(config.depths):
+                self.merges.append(merge(grid, widths(config)[stage]))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.embed(images)
+        outputs = []
+        for stage, blocks in enumerate(self.stages):
+            x = self.merges[stage - 1](x) if stage else x
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x)
+            outputs.append(x)
+        return outputs
+
+    def embed(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, N, D)
+        if self.pad_down or self.pad_across:
+            images = F.pad(images, (0, self.pad_across, 0, self.pad_down))
+        return self.norm(self.patch_embed(images).flatten(2).transpose(1, 2))
+
+
+def as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:  # (B, N, C) -> (B, C, h, w)
+    """Tokens, row by row, as a feature map."""
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+class Swin(nn.Module):
+    """Images (B, 3, H, W), normalised, to the map (B, C_i, H/s_i, W/s_i) of every stage, finest
+    first, each after a norm of its own.
+    """
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.channels = widths(config)
+        self.strides = tuple(config.patch_size * 2**stage for stage in range(len(config.depths)))
+        self.trunk = Trunk(config, Block, PatchMerging)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        outputs = zip(self.norms, self.trunk(images), grids(self.config), strict=True)
+        return [as_map(norm(tokens), grid) for norm, tokens, grid in outputs]
+
+
+class SwinClassifier(nn.Module):
+    """Images (B, 3, H, W), normalised, to named tensors.
+
+    ``features`` (B, D, gh, gw) of the last stage after the final norm, ``embedding`` (B, D), their
+    mean, and, where there is a head, ``logits`` (B, K).
+    """
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = Trunk(config, Block, PatchMerging)
+        self.norm = nn.LayerNorm(widths(config)[-1], eps=config.norm_eps)
+        self.head = nn.Linear(widths(config)[-1], config.classes) if config.classes else None
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        tokens = self.norm(self.trunk(images)[-1])
+        embedding = tokens.mean(dim=1)
+        named = {"features": as_map(tokens, grids(self.config)[-1]), "embedding": embedding}
+        return named if self.head is None else named | {"logits": self.head(embedding)}
