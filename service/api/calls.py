@@ -1,0 +1,131 @@
+"""One request for pictures on its way: who asks, until when, and how its answers are shaped."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
+
+from service.api.bodies import Posted, parse_options, read_body
+from service.api.problems import count_rejection, problem_of
+from service.api.schemas import Answer, ImageSize, Options
+from service.api.serving import Picture, Serving
+from service.bundle import Manifest, Task
+from service.errors import InvalidBody, ServiceError
+from service.tracing import Trace
+
+Asked = TypeVar("Asked", bound=Options)
+JSON = "application/json"
+CLIENT_LEFT = 499  # nobody reads it; the log and the metrics do
+
+
+class Call:
+    """One request on its way: who asks what of which model, until when."""
+
+    def __init__(
+        self, serving: Serving, manifest: Manifest, trace: Trace, timeout_s: float
+    ) -> None:
+        self.serving = serving
+        self.manifest = manifest
+        self.trace = trace
+        self.deadline_s = trace.started_s + timeout_s
+
+    async def picture(self, data: bytes, keep_upright: bool = False) -> Picture:
+        """Decode and place one picture."""
+        return await self.serving.prepare(
+            data, self.manifest, self.deadline_s, self.trace, keep_upright
+        )
+
+    def about(self, picture: Picture, precision: str) -> dict[str, Any]:
+        """The members that every answer has."""
+        return {
+            "model": self.manifest.name,
+            "version": self.manifest.version,
+            "precision": precision,
+            "image": ImageSize(
+                width=picture.placement.image.width, height=picture.placement.image.height
+            ),
+        }
+
+
+async def answer_all(
+    request: Request,
+    task: Task,
+    kind: type[Asked],
+    answer_one: Callable[[Call, bytes, Asked], Awaitable[Answer | Response]],
+) -> Response:
+    """Read the request, answer each of its pictures at once, and shape the response."""
+    serving: Serving = request.state.serving
+    trace: Trace = request.state.trace
+    trace.task = task
+    async with serving.admitted():
+        try:
+            posted = await read_body(request, serving.settings)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_LEFT)
+        options = parse_options(kind, posted.parameters)
+        manifest = serving.find_model(options.model, task)
+        trace.model = manifest.name
+        timeout_s = serving.settings.timeout_s
+        if options.timeout_ms is not None:
+            timeout_s = min(timeout_s, options.timeout_ms / 1000)
+        call = Call(serving, manifest, trace, timeout_s)
+        work = _answer_posted(request, posted, partial(answer_one, call), options)
+        return await _unless_disconnected(request, work)
+
+
+async def _answer_posted(
+    request: Request,
+    posted: Posted,
+    answer_one: Callable[[bytes, Asked], Awaitable[Answer | Response]],
+    options: Asked,
+) -> Response:
+    if not posted.many:
+        answer = await answer_one(posted.images[0], options)
+        return answer if isinstance(answer, Response) else json_response(dump(answer))
+    answers = await asyncio.gather(
+        *(answer_one(data, options) for data in posted.images), return_exceptions=True
+    )
+    results = []
+    for found in answers:
+        if isinstance(found, ServiceError):
+            count_rejection(found, request)
+            results.append(json.dumps(problem_of(found, request)))
+        elif isinstance(found, BaseException):
+            raise found
+        elif isinstance(found, Response):
+            raise InvalidBody("a picture or an array answers one picture; ask for application/json")
+        else:
+            results.append(dump(found))
+    return json_response('{"results":[' + ",".join(results) + "]}")
+
+
+def dump(answer: Answer) -> str:
+    return answer.model_dump_json(exclude_none=True)
+
+
+def json_response(body: str) -> Response:
+    return Response(body, media_type=JSON)
+
+
+async def _unless_disconnected(request: Request, work: Awaitable[Response]) -> Response:
+    """Give up the work as soon as the client has left."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            return Response(status_code=CLIENT_LEFT)
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
