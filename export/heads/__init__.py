@@ -3,7 +3,9 @@ exit.
 """
 
 from export.heads.classify import Activation, Serve
+from export.heads.detect import Boxes, Detect
 from export.heads.entry import Entry
 from export.heads.explain import Explain
+from export.heads.segment import Merge, Segment
 
-__all__ = ["Activation", "Entry", "Explain", "Serve"]
+__all__ = ["Activation", "Boxes", "Detect", "Entry", "Explain", "Merge", "Segment", "Serve"]
