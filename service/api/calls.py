@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from service.api.bodies import Posted, parse_options, read_body
 from service.api.problems import count_rejection, problem_of
-from service.api.schemas import Answer, ImageSize, Options
+from service.api.schemas.base import Answer, ImageSize, Options
 from service.api.serving import Picture, Serving
 from service.bundle import Manifest, Task
 from service.errors import InvalidBody, ServiceError

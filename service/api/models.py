@@ -4,7 +4,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from service.api.schemas import ImageSize, ModelDetail, ModelList, ModelSummary
+from service.api.schemas.base import ImageSize
+from service.api.schemas.models import ModelDetail, ModelList, ModelSummary
 from service.api.serving import Serving
 from service.bundle import Manifest
 from service.errors import UnknownModel

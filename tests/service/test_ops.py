@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from service.api import schemas
+from service.api.schemas.attention import AttentionAnswer, AttentionOptions
+from service.api.schemas.base import Answer, Options, Problem
+from service.api.schemas.classify import ClassifyAnswer, ClassifyOptions
+from service.api.schemas.embed import EmbedAnswer, EmbedOptions
 from service.tracing import Trace
 from service.worker.link import WorkerState
 from tests.service.fake_app import FakeApp, picture
@@ -92,7 +95,7 @@ def test_every_refusal_is_a_problem_document(
     assert problem["type"] == f"urn:saccade:problem:{code}"
     assert says in problem["detail"]
     assert problem["request_id"] == response.headers["x-request-id"]
-    schemas.Problem.model_validate(problem)
+    Problem.model_validate(problem)
 
 
 def test_a_bug_is_a_500_that_says_nothing_of_its_cause(caplog: pytest.LogCaptureFixture) -> None:
@@ -259,13 +262,13 @@ def test_the_openapi_document_holds_together() -> None:
 @pytest.mark.parametrize(
     ("path", "options", "answer"),
     [
-        ("/v1/classify", schemas.ClassifyOptions, schemas.ClassifyAnswer),
-        ("/v1/embed", schemas.EmbedOptions, schemas.EmbedAnswer),
-        ("/v1/attention", schemas.AttentionOptions, schemas.AttentionAnswer),
+        ("/v1/classify", ClassifyOptions, ClassifyAnswer),
+        ("/v1/embed", EmbedOptions, EmbedAnswer),
+        ("/v1/attention", AttentionOptions, AttentionAnswer),
     ],
 )
 def test_a_picture_route_documents_its_parameters_bodies_answers_and_problems(
-    path: str, options: type[schemas.Options], answer: type[schemas.Answer]
+    path: str, options: type[Options], answer: type[Answer]
 ) -> None:
     with FakeApp().client() as client:
         document = client.get("/openapi.json").json()

@@ -7,7 +7,7 @@ import pytest
 from starlette.requests import Request
 
 from service.api.problems import MEDIA_TYPE, STATUS, problem_of, response_of, status_of
-from service.api.schemas import Problem
+from service.api.schemas.base import Problem
 from service.errors import (
     ClientError,
     InvalidParameter,

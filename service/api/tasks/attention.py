@@ -12,14 +12,13 @@ from fastapi.responses import Response
 from service.api.calls import JSON, Call, answer_all
 from service.api.negotiation import choose_media_type
 from service.api.openapi import describe
-from service.api.schemas import (
+from service.api.schemas.attention import (
     AttentionAnswer,
     AttentionMap,
     AttentionOptions,
-    Box,
-    ImageSize,
     Transform,
 )
+from service.api.schemas.base import Box, ImageSize
 from service.api.serving import Picture
 from service.bundle import GraphKind
 from service.errors import InvalidParameter

@@ -5,7 +5,7 @@ from fastapi.responses import Response
 
 from service.api.calls import Call, answer_all
 from service.api.openapi import describe
-from service.api.schemas import ClassifyAnswer, ClassifyOptions, Prediction
+from service.api.schemas.classify import ClassifyAnswer, ClassifyOptions, Prediction
 from service.tasks import classify
 
 router = APIRouter()

@@ -6,7 +6,7 @@ from fastapi.responses import Response
 
 from service.api.calls import Call, answer_all
 from service.api.openapi import describe
-from service.api.schemas import EmbedAnswer, EmbedOptions
+from service.api.schemas.embed import EmbedAnswer, EmbedOptions
 
 router = APIRouter()
 
