@@ -4,9 +4,8 @@ Liu et al. 2021, arXiv 2103.14030, section 3. At a fixed canvas, padding, shift 
 one gather with a constant index, and relative position bias and shift mask one addition.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +56,7 @@ class SwinConfig:
 
 
 class StagesConfig(Protocol):
-    """What ``Trunk`` reads of a config."""
+    """What both versions of the network read of a config."""
 
     @property
     def canvas(self) -> tuple[int, int]: ...
@@ -69,10 +68,11 @@ class StagesConfig(Protocol):
     def depths(self) -> tuple[int, ...]: ...
     @property
     def heads(self) -> tuple[int, ...]: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
     def windows_of(self, stage: int) -> tuple[int, int]: ...
-
-
-Config = TypeVar("Config", bound=StagesConfig)
 
 
 def check_stages(config: StagesConfig) -> None:
@@ -302,14 +302,11 @@ class Trunk(nn.Module):
     """Images (B, 3, H, W), normalised, to the tokens (B, N_i, C_i) that leave the blocks of every
     stage, before they are merged for the next.
 
-    ``block`` makes the block of a stage in given windows; ``merge`` what joins neighbours.
+    ``block`` is made of config, stage and windows, ``merge`` of grid and width.
     """
 
     def __init__(
-        self,
-        config: Config,
-        block: Callable[[Config, int, Windows], nn.Module],
-        merge: Callable[[tuple[int, int], int], nn.Module],
+        self, config: StagesConfig, block: type[nn.Module], merge: type[nn.Module]
     ) -> None:
         super().__init__()
         sides = (-side % config.patch_size for side in config.canvas)
@@ -373,10 +370,13 @@ class SwinClassifier(nn.Module):
     mean, and, where there is a head, ``logits`` (B, K).
     """
 
-    def __init__(self, config: SwinConfig) -> None:
+    block: type[nn.Module] = Block
+    merge: type[nn.Module] = PatchMerging
+
+    def __init__(self, config: StagesConfig) -> None:
         super().__init__()
         self.config = config
-        self.trunk = Trunk(config, Block, PatchMerging)
+        self.trunk = Trunk(config, self.block, self.merge)
         self.norm = nn.LayerNorm(widths(config)[-1], eps=config.norm_eps)
         self.head = nn.Linear(widths(config)[-1], config.classes) if config.classes else None
 

@@ -4,13 +4,15 @@ Weight names of other formats are known here and nowhere else; loading is strict
 resampled once, to the canvas asked for.
 """
 
+from collections.abc import Callable
+
+from models.checkpoints import swin, vit
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.files import Checkpoint, open_checkpoint
 from models.checkpoints.loaded import Loaded
 from models.checkpoints.preprocessing import canvas_of, sides
 from models.checkpoints.saving import save_checkpoint
 from models.checkpoints.timm_vit import load_timm_vit
-from models.checkpoints.vit import ARCHITECTURES, load_vit
 
 __all__ = [
     "Checkpoint",
@@ -22,6 +24,13 @@ __all__ = [
     "save_checkpoint",
 ]
 
+Loader = Callable[[Checkpoint, str, tuple[int, int]], Loaded]
+
+LOADERS: dict[str, Loader] = {  # by transformers' name of the architecture
+    **dict.fromkeys(vit.ARCHITECTURES, vit.load_vit),
+    **dict.fromkeys(swin.ARCHITECTURES, swin.load_swin),
+}
+
 
 def load_model(checkpoint: Checkpoint, canvas: tuple[int, int] | None = None) -> Loaded:
     """The network of a checkpoint at ``canvas`` (height, width), or at its own.
@@ -30,13 +39,13 @@ def load_model(checkpoint: Checkpoint, canvas: tuple[int, int] | None = None) ->
     """
     canvas = canvas or default_canvas(checkpoint)
     architectures = checkpoint.config.get("architectures") or ["none"]
-    if architectures[0] in ARCHITECTURES:
-        return load_vit(checkpoint, architectures[0], canvas)
+    if architectures[0] in LOADERS:
+        return LOADERS[architectures[0]](checkpoint, architectures[0], canvas)
     if "architecture" in checkpoint.config and "pretrained_cfg" in checkpoint.config:
         return load_timm_vit(checkpoint, canvas)
     raise CheckpointError(
         f"{checkpoint.source} is of architecture {architectures[0]!r}; supported are "
-        f"{', '.join(ARCHITECTURES)}, and timm's ViT, DeiT and DINOv2 as timm saves them"
+        f"{', '.join(LOADERS)}, and timm's ViT, DeiT and DINOv2 as timm saves them"
     )
 
 
