@@ -46,6 +46,12 @@ class Mask2FormerConfig:
     groups: int = 32
     sampling: Sampling = "grid_sample"
 
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or self.dim % self.groups:
+            raise ValueError(
+                f"width {self.dim} does not divide into {self.heads} heads and {self.groups} groups"
+            )
+
 
 class MaskedDecoderLayer(nn.Module):
     """Cross-attention within the mask, then self-attention, then a feed-forward block, each with
