@@ -6,7 +6,7 @@ resampled once, to the canvas asked for.
 
 from collections.abc import Callable
 
-from models.checkpoints import swin, vit
+from models.checkpoints import detr, mask2former, swin, vit
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.files import Checkpoint, open_checkpoint
 from models.checkpoints.loaded import Loaded
@@ -29,6 +29,8 @@ Loader = Callable[[Checkpoint, str, tuple[int, int]], Loaded]
 LOADERS: dict[str, Loader] = {  # by transformers' name of the architecture
     **dict.fromkeys(vit.ARCHITECTURES, vit.load_vit),
     **dict.fromkeys(swin.ARCHITECTURES, swin.load_swin),
+    **dict.fromkeys(detr.ARCHITECTURES, detr.load_detr),
+    **dict.fromkeys(mask2former.ARCHITECTURES, mask2former.load_mask2former),
 }
 
 
