@@ -17,6 +17,8 @@ from service.api.serving import Picture, Serving
 from service.bundle import Manifest, Task
 from service.errors import InvalidBody, ServiceError
 from service.tracing import Trace
+from service.worker.link import Result
+from service.worker.runtimes.base import Arrays
 
 Asked = TypeVar("Asked", bound=Options)
 JSON = "application/json"
@@ -38,6 +40,14 @@ class Call:
         """Decode and place one picture."""
         return await self.serving.prepare(
             data, self.manifest, self.deadline_s, self.trace, keep_upright
+        )
+
+    async def infer(
+        self, picture: Picture, outputs: tuple[str, ...], extra: Arrays | None = None
+    ) -> Result:
+        """Run it through the serving graph; ``outputs`` are those that come back."""
+        return await self.serving.infer(
+            picture, self.manifest, self.deadline_s, self.trace, "serve", extra, outputs
         )
 
     def about(self, picture: Picture, precision: str) -> dict[str, Any]:

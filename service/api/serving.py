@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 from PIL import Image
 
 from service.bundle import Bundle, GraphKind, Manifest, Task
@@ -20,6 +22,8 @@ from service.tracing import Trace
 from service.worker.link import Result, WorkerLink
 from service.worker.runtimes.base import Array, Arrays
 from service.worker.scheduler import Group
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -148,15 +152,19 @@ class Serving:
         trace: Trace,
         graph: GraphKind = "serve",
         extra: Arrays | None = None,
+        outputs: tuple[str, ...] | None = None,
     ) -> Result:
-        """Run a picture through one of a model's graphs; ``extra`` are inputs besides the pixels.
+        """Run a picture through one of a model's graphs.
+
+        ``extra`` are inputs besides the pixels and the size of their valid part; ``outputs`` names
+        those that come back, None for all.
 
         Raises:
             ServerError: any of them, see ``WorkerLink.infer``.
         """
         group = Group(manifest.name, graph, str(picture.placement.canvas))
-        inputs = {"images": picture.pixels} | (extra or {})
-        result = await self.link.infer(group, inputs, deadline_s)
+        inputs = _inputs(picture, manifest, graph, extra or {})
+        result = await self.link.infer(group, inputs, deadline_s, outputs)
         trace.record("queue", result.queue_s)
         trace.record("infer", result.infer_s)
         trace.batch_sizes.append(result.batch_size)
@@ -169,12 +177,14 @@ class Serving:
         yield
         self._measure(manifest, trace, "postprocess", time.monotonic() - started_s)
 
-    async def offload(self, manifest: Manifest, trace: Trace, work: Callable[[], bytes]) -> bytes:
-        """Run an encoder in the decoding threads, timed as the stage ``encode``."""
+    async def offload(
+        self, manifest: Manifest, trace: Trace, work: Callable[[], Made], stage: str = "encode"
+    ) -> Made:
+        """Run what takes longer than a millisecond in the decoding threads, timed as ``stage``."""
         started_s = time.monotonic()
-        data = await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        self._measure(manifest, trace, "encode", time.monotonic() - started_s)
-        return data
+        made = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        self._measure(manifest, trace, stage, time.monotonic() - started_s)
+        return made
 
     def _measure(self, manifest: Manifest, trace: Trace, stage: str, seconds: float) -> None:
         trace.record(stage, seconds)
@@ -201,6 +211,24 @@ def _prepare(
         decode_s=decoded_s - started_s,
         preprocess_s=time.monotonic() - decoded_s,
     )
+
+
+def _inputs(picture: Picture, manifest: Manifest, kind: GraphKind, extra: Arrays) -> Arrays:
+    """What the graph takes, from ``extra`` or else from the picture and the manifest.
+
+    All requests to one graph have the same inputs, whatever their task, so that they share batches.
+    """
+    canvas, valid = picture.placement.canvas, picture.placement.valid
+    known: Arrays = {
+        "images": picture.pixels,
+        "sizes": np.array((valid.height, valid.width), dtype=np.int32),
+    }
+    if manifest.segmentation is not None:
+        for name in ("threshold", "overlap_threshold"):
+            known[name] = np.array(getattr(manifest.segmentation, name), dtype=np.float32)
+    known |= extra
+    graph = next(g for g in manifest.graphs if (g.kind, g.canvas) == (kind, canvas))
+    return {tensor.name: known[tensor.name] for tensor in graph.inputs}
 
 
 def _late() -> DeadlineExceeded:

@@ -100,8 +100,15 @@ class WorkerLink:
         """Pictures sent and not yet answered."""
         return len(self._pending)
 
-    async def infer(self, group: Group, inputs: Arrays, deadline_s: float) -> Result:
-        """Run one picture in whatever batch it fits; ``deadline_s`` is on the monotonic clock.
+    async def infer(
+        self,
+        group: Group,
+        inputs: Arrays,
+        deadline_s: float,
+        outputs: tuple[str, ...] | None = None,
+    ) -> Result:
+        """Run one picture in whatever batch it fits; ``deadline_s`` is on the monotonic clock, and
+        ``outputs`` are those to bring back, None for all.
 
         While the worker is away the picture waits for its successor. Cancelling this coroutine
         takes the picture off the worker's queue.
@@ -119,6 +126,7 @@ class WorkerLink:
             "model": group.model,
             "graph": group.graph,
             "canvas": group.canvas,
+            "outputs": outputs,
             "deadline_s": deadline_s,
             "alone": False,
         }

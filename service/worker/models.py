@@ -15,6 +15,9 @@ from service.worker.runtimes.base import Arrays, Runtime, example_inputs
 from service.worker.runtimes.choose import Choice, candidates, open_runtime
 from service.worker.scheduler import Group
 
+Outputs = tuple[str, ...] | None
+"""Names of the outputs to send back, None for all."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -77,11 +80,12 @@ class Models:
             for name, model in list(self._models.items())  # another thread may be loading
         }
 
-    def run(self, group: Group, items: list[Arrays]) -> Ran:
-        """Run one batch and take it apart again.
+    def run(self, group: Group, items: list[Arrays], outputs: list[Outputs]) -> Ran:
+        """Run one batch and take it apart again; each item gets the ``outputs`` that it names.
 
         Raises:
-            RuntimeFailed: an output has not one row per item, or is not finite.
+            RuntimeFailed: an output has not one row per item, or is not finite. What nobody asked
+                for is not looked at.
             Exception: whatever the runtime raises.
         """
         model = self._models[group.model]
@@ -90,8 +94,10 @@ class Models:
             height, width = map(int, group.canvas.split("x"))
             runtime = self._open(model, group.graph, Size(height=height, width=width))
         inputs = {name: np.stack([item[name] for item in items]) for name in items[0]}
-        outputs = runtime.run(inputs)
-        for name, array in outputs.items():
+        found = runtime.run(inputs)
+        wanted = [tuple(found) if names is None else names for names in outputs]
+        for name in sorted({name for names in wanted for name in names}):
+            array = found[name]
             if len(array) != len(items):
                 raise RuntimeFailed(
                     f"{runtime.name} returned {len(array)} rows of {name!r} for {len(items)} images"
@@ -100,8 +106,9 @@ class Models:
                 raise RuntimeFailed(
                     f"{runtime.name} returned {name!r} with values that are not finite"
                 )
-        rows = range(len(items))
-        taken_apart = [{name: array[row] for name, array in outputs.items()} for row in rows]
+        taken_apart = [
+            {name: found[name][row] for name in names} for row, names in enumerate(wanted)
+        ]
         return Ran(taken_apart, runtime.precision)
 
     def _open(self, model: Model, kind: GraphKind, canvas: Size) -> Runtime:

@@ -112,7 +112,15 @@ class Worker:
                     self._measure_queue()
         else:
             group = Group(header["model"], header["graph"], header["canvas"])
-            job = Job((peer, header["id"]), group, arrays, header["deadline_s"], header["alone"])
+            outputs = header["outputs"]
+            job = Job(
+                (peer, header["id"]),
+                group,
+                arrays,
+                header["deadline_s"],
+                header["alone"],
+                None if outputs is None else tuple(outputs),
+            )
             try:
                 with self._changed:
                     self._scheduler.admit(job)
@@ -166,7 +174,8 @@ class Worker:
         self._wake.send(b"")  # must be on its way before a crash could happen
         started_s = time.monotonic()
         try:
-            ran = self._models.run(jobs[0].group, [job.inputs for job in jobs])
+            items = [job.inputs for job in jobs]
+            ran = self._models.run(jobs[0].group, items, [job.outputs for job in jobs])
             answered = list(zip(jobs, ran.outputs, strict=True))
         except Exception as error:
             self._fail(jobs, error)

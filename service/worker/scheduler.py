@@ -23,8 +23,8 @@ class Group(NamedTuple):
 
 @dataclass(slots=True)
 class Job:
-    """One picture to run. ``deadline_s`` is on the clock of the scheduler, and jobs that must run
-    ``alone`` share no batch.
+    """One picture to run. ``deadline_s`` is on the clock of the scheduler, jobs that must run
+    ``alone`` share no batch, and ``outputs`` are those to send back, None for all.
     """
 
     id: tuple[bytes, int]
@@ -32,6 +32,7 @@ class Job:
     inputs: Arrays
     deadline_s: float
     alone: bool = False
+    outputs: tuple[str, ...] | None = None
     admitted_s: float = 0.0
     size_bytes: int = field(init=False)
 

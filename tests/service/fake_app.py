@@ -41,22 +41,32 @@ class FakeLink:
         self.asked: list[tuple[Group, Arrays, float]] = []
         self.before: Callable[[], Awaitable[None]] | None = None
 
-    async def infer(self, group: Group, inputs: Arrays, deadline_s: float) -> Result:
+    async def infer(
+        self,
+        group: Group,
+        inputs: Arrays,
+        deadline_s: float,
+        outputs: tuple[str, ...] | None = None,
+    ) -> Result:
         self.asked.append((group, inputs, deadline_s))
         if self.before is not None:
             await self.before()
         if group.graph == "explain":
             maps = np.arange(LAYERS * HEADS * PATCHES).reshape(LAYERS, HEADS, PATCHES)
-            outputs = {"attention": maps / 100, "rollout": np.arange(PATCHES) / 10}
+            found = {"attention": maps / 100, "rollout": np.arange(PATCHES) / 10}
         else:
             colour = inputs["images"].reshape(-1, 3).mean(axis=0)
-            outputs = {
+            found = {
                 "scores": colour / 255,
                 "embedding": np.array([3, 4, 0, 0]),
                 "attention": np.arange(HEADS * PATCHES).reshape(HEADS, PATCHES) / 100,
             }
-        outputs = {name: array.astype(np.float32) for name, array in outputs.items()}
-        return Result(outputs, batch_size=1, queue_s=0.002, infer_s=0.003, precision="bf16")
+        answer = {
+            name: array.astype(np.float32)
+            for name, array in found.items()
+            if outputs is None or name in outputs
+        }
+        return Result(answer, batch_size=1, queue_s=0.002, infer_s=0.003, precision="bf16")
 
 
 class FakeApp:

@@ -128,6 +128,7 @@ def test_a_picture_goes_out_and_its_result_comes_back(tmp_path: Path) -> None:
             asked = line.infer(7)
             header, arrays = await worker.receive()
             assert (header["type"], header["alone"]) == ("infer", False)
+            assert header["outputs"] is None
             assert (header["model"], header["graph"], header["canvas"]) == tuple(GROUP)
             assert 0 < header["deadline_s"] - time.monotonic() <= 50
             assert np.array_equal(arrays["images"], pixels(7)["images"])
@@ -138,6 +139,20 @@ def test_a_picture_goes_out_and_its_result_comes_back(tmp_path: Path) -> None:
             assert (result.batch_size, result.queue_s, result.infer_s) == (3, 0.25, 0.5)
             assert result.precision == "bf16"
             assert line.link.in_flight == 0
+
+    run(scenario())
+
+
+def test_the_outputs_to_bring_back_are_named_on_the_line(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            deadline_s = time.monotonic() + 50
+            asking = line.link.infer(GROUP, pixels(7), deadline_s, ("boxes", "scores"))
+            asked = asyncio.create_task(asking)
+            header, _ = await worker.receive()
+            assert header["outputs"] == ["boxes", "scores"]
+            await worker.answer(header["id"], 0.75)
+            await asked
 
     run(scenario())
 

@@ -102,7 +102,7 @@ def test_a_damaged_bundle_is_refused_before_anything_is_opened(
 
 def test_a_batch_gives_every_picture_its_own_row(tmp_path: Path, opened: list[FakeRuntime]) -> None:
     found, _ = loaded(tmp_path)
-    ran = found.run(SERVE, [item(3), item(1), item(2)])
+    ran = found.run(SERVE, [item(3), item(1), item(2)], [None] * 3)
     assert [output["scores"].tolist() for output in ran.outputs] == [[3], [1], [2]]
     assert ran.precision == "bf16"
     assert opened[0].batches == [1, 4, 3]
@@ -113,7 +113,7 @@ def test_the_explain_graph_is_opened_when_first_asked_for_and_kept(
 ) -> None:
     found, _ = loaded(tmp_path)
     for _ in range(2):
-        assert found.run(EXPLAIN, [item(1)]).precision == "fp32"
+        assert found.run(EXPLAIN, [item(1)], [None]).precision == "fp32"
     assert [runtime.kind for runtime in opened] == ["serve", "explain"]
 
 
@@ -132,7 +132,23 @@ def test_an_output_that_cannot_be_right_fails_the_batch(
     found, _ = loaded(tmp_path)
     opened[0].answer = {"scores": scores}
     with pytest.raises(RuntimeFailed, match=says):
-        found.run(SERVE, [item(1), item(2)])
+        found.run(SERVE, [item(1), item(2)], [None, None])
+
+
+def test_every_picture_gets_the_outputs_that_it_names_and_others_are_not_looked_at(
+    tmp_path: Path, opened: list[FakeRuntime]
+) -> None:
+    found, _ = loaded(tmp_path)
+    rows = np.array([[1], [2], [3]], np.float32)
+    opened[0].answer = {"scores": rows, "masks": rows + 10, "logits": np.full((3, 1), np.nan)}
+    ran = found.run(SERVE, [item(0)] * 3, [("scores",), ("masks", "scores"), ()])
+    assert [{name: value.item() for name, value in one.items()} for one in ran.outputs] == [
+        {"scores": 1},
+        {"masks": 12, "scores": 2},
+        {},
+    ]
+    with pytest.raises(RuntimeFailed, match="'logits' with values that are not finite"):
+        found.run(SERVE, [item(0)] * 3, [("scores",), None, ()])
 
 
 def test_pictures_of_different_shapes_fail_the_batch_and_not_the_worker(
@@ -140,5 +156,5 @@ def test_pictures_of_different_shapes_fail_the_batch_and_not_the_worker(
 ) -> None:
     found, _ = loaded(tmp_path)
     with pytest.raises(ValueError, match="same shape"):
-        found.run(SERVE, [item(1), {"images": np.zeros((4, 4, 3), np.uint8)}])
-    assert found.run(SERVE, [item(5)]).outputs[0]["scores"].tolist() == [5]
+        found.run(SERVE, [item(1), {"images": np.zeros((4, 4, 3), np.uint8)}], [None] * 2)
+    assert found.run(SERVE, [item(5)], [None]).outputs[0]["scores"].tolist() == [5]

@@ -15,7 +15,7 @@ from service.errors import BadBundle
 from service.metrics import Metrics
 from service.settings import Settings
 from service.worker import wire
-from service.worker.models import Ran
+from service.worker.models import Outputs, Ran
 from service.worker.process import Worker
 from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group
@@ -45,7 +45,7 @@ class FakeModels:
     def describe(self) -> dict[str, dict[str, str]]:
         return {"vit": RUNNING} if self.may_load.is_set() else {}
 
-    def run(self, group: Group, items: list[Arrays]) -> Ran:
+    def run(self, group: Group, items: list[Arrays], outputs: list[Outputs]) -> Ran:
         self.entered.set()
         assert self.may_run.wait(PATIENCE_S)
         values = [int(item["x"]) for item in items]
@@ -54,8 +54,11 @@ class FakeModels:
             raise SystemExit(1)
         if BAD in values:
             raise RuntimeError("a bad picture")
-        outputs = [{"y": item["x"] + 1} for item in items]
-        return Ran(outputs[:-1] if self.forgets else outputs, "fp32")
+        found = [
+            dict.fromkeys(names or ("y",), item["x"] + 1)
+            for item, names in zip(items, outputs, strict=True)
+        ]
+        return Ran(found[:-1] if self.forgets else found, "fp32")
 
 
 class Peer:
@@ -71,7 +74,8 @@ class Peer:
 
     def infer(self, job_id: int, value: int, **fields: Any) -> None:
         header = {"type": "infer", "id": job_id, "model": "vit", "graph": "serve", "canvas": "1x1"}
-        header |= {"deadline_s": time.monotonic() + PATIENCE_S, "alone": False} | fields
+        header |= {"deadline_s": time.monotonic() + PATIENCE_S, "alone": False, "outputs": None}
+        header |= fields
         self._socket.send_multipart(wire.pack(header, {"x": np.array(value, np.int32)}))
 
     def receive(self, *kinds: str) -> tuple[dict[str, Any], Arrays]:
@@ -293,6 +297,19 @@ def test_a_picture_that_must_run_alone_does(tmp_path: Path) -> None:
         rig.models.may_run.set()
         peer.answers(4)
         assert rig.models.ran == [[0], [2], [3], [4]]
+
+
+def test_pictures_that_ask_for_different_outputs_share_a_batch(tmp_path: Path) -> None:
+    with busy(tmp_path) as (rig, peer):
+        peer.infer(2, 20, outputs=["boxes", "scores"])
+        peer.infer(3, 30, outputs=["masks"])
+        peer.wait_until_heard()
+        rig.models.may_run.set()
+        found = peer.answers(3)
+        assert rig.models.ran == [[0], [20, 30]]
+        assert (found[2]["boxes"], found[2]["scores"]) == (21, 21)
+        assert found[3]["masks"] == 31
+        assert "y" not in found[2] | found[3]
 
 
 def test_graphs_and_canvases_are_not_mixed(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ async def classify_images(request: Request) -> Response:
 async def _classify(call: Call, data: bytes, options: ClassifyOptions) -> ClassifyAnswer:
     defaults = call.manifest.defaults
     picture = await call.picture(data)
-    result = await call.serving.infer(picture, call.manifest, call.deadline_s, call.trace)
+    result = await call.infer(picture, ("scores",))
     top_k = defaults.top_k if options.top_k is None else options.top_k
     threshold = defaults.threshold if options.threshold is None else options.threshold
     with call.serving.postprocessing(call.manifest, call.trace):

@@ -19,7 +19,7 @@ async def embed_images(request: Request) -> Response:
 
 async def _embed(call: Call, data: bytes, options: EmbedOptions) -> EmbedAnswer:
     picture = await call.picture(data)
-    result = await call.serving.infer(picture, call.manifest, call.deadline_s, call.trace)
+    result = await call.infer(picture, ("embedding",))
     with call.serving.postprocessing(call.manifest, call.trace):
         vector = result.outputs["embedding"].astype(np.float64)
         if options.normalize:
