@@ -1,0 +1,151 @@
+"""Who has a pixel: maps are compared at the resolution of a picture, tile by tile.
+
+Within a tile no value exceeds those of the cells around it. So a map that cannot win there is not
+brought to the tile's resolution at all, which decides nothing and leaves out most of the work: a
+mask is far from one half almost everywhere.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.tasks.resampling import Maps, Taps, Tile, tiles
+
+_SHARE = 1e-4  # by which rounding may move a probability, as a share of it
+_SLACK = 1e-5  # by which it may move a sum of probabilities
+
+
+@dataclass(frozen=True)
+class Contest:
+    """``winners`` (H, W): index of the map that has the pixel. ``strong`` (H, W): whether its own
+    probability reaches one half there. ``own_areas`` (N,): pixels where a map is strong by itself.
+    """
+
+    winners: NDArray[np.uint16]
+    strong: NDArray[np.bool_]
+    own_areas: NDArray[np.int64]
+
+    @property
+    def areas(self) -> NDArray[np.int64]:  # (N,)
+        """Pixels that every map won."""
+        return np.bincount(self.winners.ravel(), minlength=len(self.own_areas))
+
+
+def sigmoid(logits: Maps) -> Maps:
+    """Probabilities, float32."""
+    with np.errstate(over="ignore"):
+        raised = np.exp(-logits)
+    raised += 1
+    return np.reciprocal(raised, out=raised)
+
+
+def by_probability(
+    maps: Maps, scores: Maps, down: Taps, across: Taps, are_logits: bool, weighted: bool
+) -> Contest:
+    """The largest probability times score (N,) has the pixel, the first of equals.
+
+    ``maps`` (N, h, w), at least one, are logits whose probability is taken after the resize, or
+    probabilities. ``weighted``: a map is strong where probability times score reaches one half.
+    """
+    winners = np.empty((len(down), len(across)), dtype=np.uint16)
+    strong = np.empty(winners.shape, dtype=bool)
+    own_areas = np.zeros(len(maps), dtype=np.int64)
+    for tile in tiles(down, across):
+        place = tile.rows, tile.columns
+        low, high = tile.bounds(maps)
+        if are_logits:
+            low, high = sigmoid(low), sigmoid(high)
+        low_weighted, high_weighted = low * scores, high * scores
+        if weighted:
+            low, high = low_weighted, high_weighted
+        rivals = high_weighted >= low_weighted.max() * (1 - _SHARE)
+        unsure = (low < 0.5 * (1 + _SHARE)) & (high >= 0.5 * (1 - _SHARE))
+        own_areas += np.where(low >= 0.5 * (1 + _SHARE), tile.area, 0)
+        if np.count_nonzero(rivals) == 1 and not (unsure & rivals).any():
+            winners[place] = rivals.argmax()
+            strong[place] = low[rivals] >= 0.5
+            rivals[:] = False
+        chosen = np.flatnonzero(rivals | unsure)
+        if len(chosen) == 0:
+            continue
+        values = tile.values(maps, chosen)
+        if are_logits:
+            values = sigmoid(values)
+        factors = scores[chosen, None, None]
+        weighted_values = values * factors
+        half = (weighted_values if weighted else values) >= 0.5
+        own_areas[chosen] += np.where(unsure[chosen], np.count_nonzero(half, axis=(1, 2)), 0)
+        running = np.flatnonzero(rivals[chosen])
+        if len(running):
+            best = _first_largest(weighted_values[running])
+            winners[place] = chosen[running][best]
+            strong[place] = np.take_along_axis(half[running], best[None], axis=0)[0]
+    return Contest(winners, strong, own_areas)
+
+
+def by_value(maps: Maps, down: Taps, across: Taps) -> NDArray[np.uint16]:  # (H, W)
+    """The index of the largest of ``maps`` (N, h, w), at least one, at every pixel; the first of
+    equals.
+    """
+    winners = np.empty((len(down), len(across)), dtype=np.uint16)
+    for tile in tiles(down, across):
+        low, high = tile.bounds(maps)
+        slack = _SHARE * max(float(np.abs(low).max()), float(np.abs(high).max()))
+        rivals = np.flatnonzero(high >= low.max() - slack)
+        if len(rivals) > 1:
+            rivals = rivals[_first_largest(tile.values(maps, rivals))]
+        winners[tile.rows, tile.columns] = rivals
+    return winners
+
+
+def by_sum(maps: Maps, weights: Maps, down: Taps, across: Taps) -> NDArray[np.uint16]:  # (H, W)
+    """The class whose sum over maps of ``weights`` (K, N) times probability is largest; ``maps``
+    (N, h, w) are logits whose probability is taken after the resize.
+    """
+    winners = np.empty((len(down), len(across)), dtype=np.uint16)
+    for tile in tiles(down, across):
+        low, high = (sigmoid(bound) for bound in tile.bounds(maps))
+        rivals = np.flatnonzero(weights @ high >= (weights @ low).max() - _SLACK)
+        if len(rivals) > 1:
+            own = weights[rivals]
+            # Maps that together move no sum by more than the slack are left out.
+            reach = own.max(axis=0) * high
+            order = np.argsort(reach)
+            chosen = np.sort(order[np.cumsum(reach[order]) > _SLACK / 2])
+            rivals = rivals[_largest_sum(tile, maps, own, chosen)]
+        winners[tile.rows, tile.columns] = rivals
+    return winners
+
+
+def by_resized_sum(
+    maps: Maps, weights: Maps, inner: tuple[Taps, Taps], outer: tuple[Taps, Taps]
+) -> NDArray[np.uint16]:  # (H, W)
+    """As ``by_sum``, but the sums are made after the ``inner`` resize and go through the ``outer``
+    one before they are compared.
+    """
+    winners = np.empty((len(outer[0]), len(outer[1])), dtype=np.uint16)
+    for tile in tiles(*outer):
+        (rows, first), (columns, second) = (
+            taps.matrix(part) for taps, part in zip(inner, tile.window, strict=True)
+        )
+        probabilities = sigmoid(first @ maps[:, rows, columns] @ second.T)
+        sums = np.tensordot(weights, probabilities, axes=1)
+        winners[tile.rows, tile.columns] = _first_largest(tile.blend(sums))
+    return winners
+
+
+def _largest_sum(
+    tile: Tile, maps: Maps, weights: Maps, chosen: NDArray[np.int64]
+) -> NDArray[np.uint16]:
+    probabilities = sigmoid(tile.values(maps, chosen))
+    return _first_largest(np.tensordot(weights[:, chosen], probabilities, axes=1))
+
+
+def _first_largest(values: Maps) -> NDArray[np.uint16]:  # (N, ...) -> (...)
+    """``argmax(axis=0)``, some five times faster for values that lie side by side."""
+    largest = values.max(axis=0)
+    indices = np.zeros(largest.shape, dtype=np.uint16)
+    for index in range(len(values) - 1, -1, -1):
+        np.copyto(indices, np.uint16(index), where=values[index] == largest)
+    return indices

@@ -1,0 +1,149 @@
+"""Stacks of maps (N, h, w) brought to the size of a picture tile by tile, so that what is held at
+once does not grow with the picture.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.worker.runtimes.base import Array
+
+Maps = NDArray[np.float32]
+"""(N, h, w), and whatever else holds single precision."""
+
+_TILE = (64, 256)
+"""Pixels down and across; the second is a multiple of 8, so that rows of bits start at bytes."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A resize along one axis: output i is the sum over t of ``weights[i, t]`` times input
+    ``indices[i, t]``; both (n, T).
+    """
+
+    indices: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def first(self, count: int) -> Self:
+        """The first ``count`` outputs alone."""
+        return type(self)(self.indices[:count], self.weights[:count])
+
+    def after(self, earlier: Self) -> Self:
+        """This resize of what ``earlier`` gives, as one."""
+        weights = self.weights[..., None] * earlier.weights[self.indices]
+        count = len(self)
+        return type(self)(
+            earlier.indices[self.indices].reshape(count, -1), weights.reshape(count, -1)
+        )
+
+    def matrix(self, outputs: slice) -> tuple[slice, Array]:
+        """The inputs that ``outputs`` read, and the matrix (outputs, inputs) that makes them."""
+        indices, weights = self.indices[outputs], self.weights[outputs]
+        low, high = int(indices.min()), int(indices.max()) + 1
+        dense = np.zeros((len(indices), high - low))
+        rows = np.arange(len(indices))
+        for tap in range(indices.shape[1]):
+            dense[rows, indices[:, tap] - low] += weights[:, tap]
+        return slice(low, high), dense.astype(np.float32)
+
+
+def bilinear(source: int, target: int) -> Taps:
+    """Between the centres of two neighbours, edges repeated and nothing smoothed when shrinking:
+    torch's ``interpolate(mode="bilinear", align_corners=False)``.
+    """
+    places = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0)
+    low = np.minimum(places.astype(np.int64), source - 1)
+    share = np.minimum(places - low, 1)
+    indices = np.stack([low, np.minimum(low + 1, source - 1)], axis=1)
+    return Taps(indices, np.stack([1 - share, share], axis=1))
+
+
+def nearest_by_centre(source: int, target: int) -> Taps:
+    """The input under an output's centre: Pillow's NEAREST, with its running sum of steps."""
+    steps = np.full(target, source / target)
+    steps[0] /= 2
+    return _picked(np.cumsum(steps), source)
+
+
+def nearest_by_edge(source: int, target: int) -> Taps:
+    """The input under an output's first edge, in single precision: torch's
+    ``interpolate(mode="nearest")``.
+    """
+    step = np.float32(source) / np.float32(target)
+    return _picked(np.arange(target, dtype=np.float32) * step, source)
+
+
+def _picked(places: NDArray[np.floating], source: int) -> Taps:
+    indices = np.minimum(places.astype(np.int64), source - 1)[:, None]
+    return Taps(indices, np.ones(indices.shape))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of the output, ``rows`` and ``columns``, and what it is made of."""
+
+    rows: slice
+    columns: slice
+    window: tuple[slice, slice]
+    """Rows and columns of the maps that the tile reads."""
+    down: Array
+    across: Array
+
+    @property
+    def area(self) -> int:
+        """Pixels."""
+        return len(self.down) * len(self.across)
+
+    def bounds(self, maps: Maps) -> tuple[Maps, Maps]:
+        """What no value of a map falls below or rises above within the tile, (N,) each, up to
+        rounding: weights are positive and sum up to one.
+        """
+        patch = maps[:, *self.window]
+        return patch.min(axis=(1, 2)), patch.max(axis=(1, 2))
+
+    def values(self, maps: Maps, chosen: NDArray[np.int64] | None = None) -> Maps:
+        """The ``chosen`` of ``maps`` (N, h, w), or all, at the tile's pixels (n, rows, columns);
+        equal maps give equal values, to the bit.
+        """
+        patch = maps[:, *self.window]
+        return self.blend(patch if chosen is None else patch[chosen])
+
+    def blend(self, patch: Maps) -> Maps:  # (n, window) -> (n, rows, columns)
+        """As ``values``, from the window alone."""
+        return self.down @ patch @ self.across.T
+
+
+def tiles(down: Taps, across: Taps) -> Iterator[Tile]:
+    """Tiles of a picture of ``len(down)`` x ``len(across)`` pixels; they are smaller where pictures
+    shrink, so that their windows are not larger than a tile would be.
+    """
+    height, width = (_step(taps, most) for taps, most in zip((down, across), _TILE, strict=True))
+    column_slices = _slices(len(across), width)
+    matrices = [across.matrix(columns) for columns in column_slices]
+    for rows in _slices(len(down), height):
+        window_down, matrix_down = down.matrix(rows)
+        for columns, (window_across, matrix_across) in zip(column_slices, matrices, strict=True):
+            yield Tile(rows, columns, (window_down, window_across), matrix_down, matrix_across)
+
+
+def resized(maps: Maps, down: Taps, across: Taps) -> Maps:  # (N, h, w) -> (N, H, W)
+    """All of it at once."""
+    full = np.empty((len(maps), len(down), len(across)), dtype=np.float32)
+    for tile in tiles(down, across):
+        full[:, tile.rows, tile.columns] = tile.values(maps)
+    return full
+
+
+def _step(taps: Taps, most: int) -> int:
+    span = int(taps.indices.max() - taps.indices.min()) + 1
+    return max(8, int(most * min(1, len(taps) / span)) // 8 * 8)
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
