@@ -17,7 +17,9 @@ from models.pixel_decoders import (
     MaskProduct,
     build_backbone,
     cell_counts,
+    chosen_query,
     grids_of,
+    rows_of,
     xavier,
 )
 from models.resnet import ResNetConfig
@@ -146,6 +148,32 @@ class Mask2Former(nn.Module):
             for stage in self._stages(images)
         ]
 
+    def explain(self, images: Tensor, query: Tensor) -> dict[str, Tensor]:
+        """Where one query per picture looks in every layer, and its mask at every stage.
+
+        ``query`` (B,) int64; -1 stands for the query with the highest probability of a class other
+        than "no object". Beside what ``forward`` returns there are ``decoder.{i}`` (B, heads, N_i),
+        the masked cross-attention of layer i over the cells of ``layer_grids[i]``, row by row, and
+        ``mask.{i}`` (B, h*w), its mask in 0..1 before layer i, and last the final one.
+        """
+        stages = list(self._stages(images, explained=True))
+        logits, masks = self.classify(stages[-1].queries), stages[-1].masks
+        chosen = chosen_query(logits, query)
+        named = {"logits": logits, "masks": masks}
+        for index, stage in enumerate(stages[1:]):
+            assert stage.attention is not None
+            named[f"decoder.{index}"] = rows_of(chosen, stage.attention)
+        for index, stage in enumerate(stages):
+            rows = rows_of(chosen, stage.masks.flatten(2)[:, None])
+            named[f"mask.{index}"] = rows[:, 0].sigmoid()
+        return named
+
+    @property
+    def layer_grids(self) -> list[tuple[int, int]]:
+        """Rows and columns of the level that each decoder layer looks at."""
+        grids = self.pixel_decoder.grids
+        return [grids[index % len(grids)] for index in range(len(self.layers))]
+
     def _stages(self, images: Tensor, explained: bool = False) -> Iterator[Stage]:
         tokens, pixels = self.pixel_decoder(self.backbone(images))
         grids = self.pixel_decoder.grids
@@ -156,9 +184,9 @@ class Mask2Former(nn.Module):
         places = self.query_positions.expand(images.shape[0], -1, -1)
         stage = self._stage(x, pixels, None)
         yield stage
-        for index, layer in enumerate(self.layers):
+        for index, (layer, grid) in enumerate(zip(self.layers, self.layer_grids, strict=True)):
             level = index % len(grids)
-            inputs = (x, places, keys[level], values[level], _bias(stage.masks, grids[level]))
+            inputs = (x, places, keys[level], values[level], _bias(stage.masks, grid))
             if explained:
                 x, attention = layer.forward_with_weights(*inputs)  # type: ignore[operator]
             else:

@@ -144,6 +144,31 @@ class DeformablePixelDecoder(nn.Module):
         return tokens, self.mask_features(pixels)
 
 
+class FpnPixelDecoder(nn.Module):
+    """The coarsest map of the backbone, smoothed, then an FPN step to each finer one (arXiv
+    2107.06278, section 4.1). ``channels`` are those of the maps, finest first.
+    """
+
+    def __init__(self, channels: Sequence[int], dim: int, groups: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels[-1], dim, 3, padding=1, bias=False)
+        self.stem_norm = nn.GroupNorm(groups, dim)
+        self.steps = nn.ModuleList(
+            FpnStep(width, dim, groups, enlarge="nearest") for width in reversed(channels[:-1])
+        )
+        self.mask_features = nn.Conv2d(dim, dim, 3, padding=1)
+        for conv in (self.stem, self.mask_features):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Pixel embeddings (B, D, h, w) on the finest grid."""
+        *finer, coarsest = maps
+        x = self.stem_norm(self.stem(coarsest)).relu()
+        for step, level in zip(self.steps, reversed(finer), strict=True):
+            x = step(level, x)
+        return self.mask_features(x)
+
+
 def build_backbone(config: SwinConfig | ResNetConfig, canvas: tuple[int, int]) -> Swin | ResNet:
     """The backbone at ``canvas``, whatever canvas its own config names."""
     if isinstance(config, ResNetConfig):
@@ -167,6 +192,20 @@ def sine_positions(dim: int, grids: Grids) -> Tensor:
     """Positions (1, S, D) of the cells of wholly valid grids, one grid after another."""
     sine = SinePositions(dim)
     return torch.cat([sine(torch.tensor([grid]), grid) for grid in grids], dim=1)
+
+
+def chosen_query(logits: Tensor, query: Tensor) -> Tensor:
+    """``query`` (B,), and in place of -1 the query with the highest probability of a class that is
+    not "no object", the last of ``logits`` (B, Q, K + 1).
+    """
+    surest = logits.softmax(dim=-1)[..., :-1].amax(dim=-1).argmax(dim=-1)
+    return torch.where(query < 0, surest, query)
+
+
+def rows_of(query: Tensor, matrices: Tensor) -> Tensor:
+    """The rows of one query per picture: (B,), (B, h, Q, N) -> (B, h, N)"""
+    index = query.view(-1, 1, 1, 1).expand(-1, matrices.shape[1], 1, matrices.shape[3])
+    return matrices.gather(2, index)[:, :, 0]
 
 
 def xavier(module: nn.Module) -> None:

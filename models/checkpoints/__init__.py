@@ -6,7 +6,7 @@ resampled once, to the canvas asked for.
 
 from collections.abc import Callable
 
-from models.checkpoints import detr, mask2former, swin, vit
+from models.checkpoints import deformable_detr, detr, mask2former, maskformer, swin, vit
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.files import Checkpoint, open_checkpoint
 from models.checkpoints.loaded import Loaded
@@ -30,6 +30,8 @@ LOADERS: dict[str, Loader] = {  # by transformers' name of the architecture
     **dict.fromkeys(vit.ARCHITECTURES, vit.load_vit),
     **dict.fromkeys(swin.ARCHITECTURES, swin.load_swin),
     **dict.fromkeys(detr.ARCHITECTURES, detr.load_detr),
+    **dict.fromkeys(deformable_detr.ARCHITECTURES, deformable_detr.load_deformable_detr),
+    **dict.fromkeys(maskformer.ARCHITECTURES, maskformer.load_maskformer),
     **dict.fromkeys(mask2former.ARCHITECTURES, mask2former.load_mask2former),
 }
 
