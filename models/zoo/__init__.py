@@ -2,15 +2,16 @@
 
 from torch import nn
 
+from models.detr import Detr, DetrConfig
 from models.vit import ViT, ViTConfig
-from models.zoo import vit
+from models.zoo import detr, vit
 from models.zoo.variant import Variant
 
 __all__ = ["ZOO", "Variant", "build"]
 
-ZOO = {variant.name: variant for variant in vit.VARIANTS}
+ZOO = {variant.name: variant for family in (vit, detr) for variant in family.VARIANTS}
 
-_NETWORKS: dict[type, type[nn.Module]] = {ViTConfig: ViT}
+_NETWORKS: dict[type, type[nn.Module]] = {ViTConfig: ViT, DetrConfig: Detr}
 
 
 def build(name: str) -> nn.Module:
