@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from service.errors import BadBundle
+from service.explain import Explain
 from service.geometry import Geometry, Size
 
 SCHEMA_VERSION = 1
@@ -124,17 +125,6 @@ class Parity(Strict):
     )
 
 
-class Explain(Strict):
-    """What the ``explain`` graph and the class-token side branch hold; tokens are counted in the
-    sequence.
-    """
-
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    patch_size: int = Field(ge=1)
-    prefix_tokens: list[Literal["class", "distillation", "register"]]
-
-
 class Accuracy(Strict):
     """A score on held-out data, as measured through the exported graph."""
 
@@ -157,6 +147,7 @@ class Provenance(Strict):
     exporter: dict[str, str] = Field(description="versions of what made and proved the graphs")
     pictures: str | None = Field(default=None, description="what parity was measured on")
     ignored_weights: list[str] = []
+    note: str | None = Field(default=None, description="what a user should know of the network")
 
 
 class Defaults(Strict):
@@ -376,14 +367,26 @@ def _check_consistent(path: Path, manifest: Manifest) -> None:
 def _check_graphs(path: Path, manifest: Manifest) -> None:
     if not manifest.canvases:
         raise BadBundle(f"{path} lists no serving graph.")
-    for canvas in manifest.canvases:
-        if "attention" in manifest.tasks and manifest.graph("explain", canvas, "fp32") is None:
-            raise BadBundle(
-                f"{path} offers the task 'attention' without an explain graph {canvas}."
-            )
     for graph in manifest.graphs:
         if graph.kind == "serve":
             _check_outputs(path, manifest, graph)
+    if "attention" in manifest.tasks:
+        _check_explain(path, manifest)
+
+
+def _check_explain(path: Path, manifest: Manifest) -> None:
+    for canvas in manifest.canvases:
+        graph = manifest.graph("explain", canvas, "fp32")
+        if graph is None:
+            raise BadBundle(
+                f"{path} offers the task 'attention' without an explain graph {canvas}."
+            )
+        inputs, outputs = (
+            {tensor.name: tensor.shape for tensor in side} for side in (graph.inputs, graph.outputs)
+        )
+        fault = manifest.explain and manifest.explain.fault(inputs, outputs, canvas)
+        if fault:
+            raise BadBundle(f"{path} does not match {graph.file}: {fault}.")
 
 
 def _check_outputs(path: Path, manifest: Manifest, graph: Graph) -> None:
@@ -424,7 +427,7 @@ def _required_outputs(manifest: Manifest) -> dict[Task, tuple[str, ...]]:
     return {
         "classify": ("scores",),
         "embed": ("embedding",),
-        "attention": ("attention",),
+        "attention": manifest.explain.served_outputs if manifest.explain else (),
         "detect": ("scores", "classes", "boxes", "queries"),
         "segment": ("logits", "masks", *(name for mode in modes for name in merged[mode])),
     }

@@ -1,91 +1,138 @@
-"""Attention maps: which token asks, which layers and heads answer, and where a map lies on the
-picture.
-"""
+"""Attention maps: which kind, layers and heads are asked for, and the maps in a graph's outputs."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from service.bundle import Explain
 from service.errors import InvalidParameter
-from service.geometry import Size
+from service.explain import Explain, Kind, Layer
+from service.geometry import Placement, Size
 from service.worker.runtimes.base import Array, Arrays
 
-Kind = Literal["raw", "rollout"]
+_ABOUT = ("explained", "explained_logits", "explained_box")
+"""Outputs of an explain graph that say what its maps are about, as far as it has them."""
+
+Region = tuple[float, float, float, float]
+"""A box xyxy in pixels of the upright original."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which maps of which token: ``layers`` and ``heads`` are None for all; ``heads`` "mean"
-    averages them.
+    """Which maps: numbers of ``kind.layers``, and of their heads; ``heads`` "mean" averages them,
+    and None takes them all.
     """
 
     kind: Kind
-    query: int
-    query_name: str
     layers: tuple[int, ...]
-    heads: tuple[int, ...] | Literal["mean"]
+    heads: tuple[int, ...] | Literal["mean"] | None
 
-    def needs_explain(self, explain: Explain) -> bool:
-        """Whether the serving graph's class-token row of the last layer is not enough."""
-        return self.kind == "rollout" or self.query != 0 or self.layers != (explain.layers - 1,)
+    def served(self, query: int) -> bool:
+        """Whether the serving graph gives these maps by the way: some of the first token's."""
+        return query == 0 and all(self.kind.layers[n].served is not None for n in self.layers)
+
+    def outputs(self, served: bool, given: Collection[str]) -> tuple[str, ...]:
+        """What has to come back from the serving graph, or else the explain graph, of what it has
+        ``given``.
+        """
+        layers = [self.kind.layers[number] for number in self.layers]
+        names = [(layer.served or "") if served else layer.output for layer in layers]
+        names += _ABOUT if self.kind.query in ("object", "class") else ()
+        return tuple(name for name in dict.fromkeys(names) if name in given)
 
 
 @dataclass(frozen=True)
 class Map:
-    """One map over the grid of patches, row by row; weights of one softmax row, prefix tokens left
-    out.
+    """One map over the part of a grid that shows the picture, row by row.
+
+    Attention holds the weights of a softmax row as they are, without the prefix tokens and what
+    fell on padding. ``region`` is where the values lie, xyxy in pixels of the upright original; the
+    last cells reach past the picture where it ends within them.
     """
 
     layer: int | None
     head: int | Literal["mean"] | None
     values: Array
+    region: Region
 
 
-def select(
-    explain: Explain, canvas: Size, kind: Kind, layer: str, head: str, query: str
-) -> Selection:
-    """Read the request's ``layer`` ("last", "all" or a number), ``head`` ("mean", "all" or a
-    number) and ``query``.
-
-    ``query`` is "class", "distillation", "register:K" or "Y,X", the patch in row Y and column X of
-    the grid.
+def select(explain: Explain, kind: str | None, layer: str | None, head: str | None) -> Selection:
+    """Read the request's ``kind`` (the first where absent), ``layer`` ("last", "all" or a number)
+    and ``head`` ("mean", "all" or a number).
 
     Raises:
         InvalidParameter: one of them names what this model does not have.
     """
-    layers = _numbers("layer", layer, explain.layers, {"last": (explain.layers - 1,)})
-    heads: tuple[int, ...] | Literal["mean"] = "mean"
-    if head != "mean":
-        heads = _numbers("head", head, explain.heads, {})
-    return Selection(kind, _token(explain, canvas, query), query, layers, heads)
+    chosen = _kind(explain, kind)
+    _refuse_idle(chosen, layer, head)
+    count = len(chosen.layers)
+    layers = _numbers("layer", layer or "last", count, {"last": (count - 1,)})
+    if head in (None, "mean"):
+        return Selection(chosen, layers, "mean")
+    if head == "all":
+        return Selection(chosen, layers, None)
+    heads = min(chosen.layers[number].heads for number in layers)
+    return Selection(chosen, layers, _numbers("head", head or "", heads, {}))
 
 
-def grid_of(explain: Explain, canvas: Size) -> tuple[int, int]:
-    """Patches down and across."""
-    return canvas.height // explain.patch_size, canvas.width // explain.patch_size
+def seen_cells(layer: Layer, placement: Placement) -> tuple[int, int]:
+    """Rows and columns of a layer's grid that show the picture, or the zeros around a crop.
 
-
-def answer(explain: Explain, canvas: Size, outputs: Arrays, selection: Selection) -> list[Map]:
-    """Cut the asked maps out of a graph's ``attention`` ((h, P), or (L, h, P) with ``rollout``
-    (P,)).
+    A cell counts by the first pixel in it, as in the networks that are told the size.
     """
-    grid = grid_of(explain, canvas)
-    if selection.kind == "rollout":
-        return [Map(None, None, outputs["rollout"].reshape(grid))]
-    attention = outputs["attention"]
-    by_layer = attention if attention.ndim == 3 else attention[np.newaxis]
-    first = 0 if attention.ndim == 3 else explain.layers - 1
+    canvas, valid = placement.canvas, placement.valid
+    rows, columns = layer.grid(canvas)
+    return _seen(rows, canvas.height, valid.height), _seen(columns, canvas.width, valid.width)
+
+
+def seen_region(placement: Placement) -> Region:
+    """What the model sees, a padded picture without its padding."""
+    valid = placement.valid
+    return (*placement.to_original(0, 0), *placement.to_original(valid.width, valid.height))
+
+
+def answer(selection: Selection, placement: Placement, outputs: Arrays, served: bool) -> list[Map]:
+    """Cut the asked maps out of one picture's outputs, of the serving graph if ``served``."""
     maps: list[Map] = []
-    for layer in selection.layers:
-        rows = by_layer[layer - first]  # (h, P)
-        if selection.heads == "mean":
-            maps.append(Map(layer, "mean", rows.mean(axis=0).reshape(grid)))
+    for number in selection.layers:
+        layer = selection.kind.layers[number]
+        by_head = _by_head(layer, placement.canvas, outputs, served)
+        rows, columns = seen_cells(layer, placement)
+        by_head = by_head[:, :rows, :columns]
+        region = _region(layer.grid(placement.canvas), (rows, columns), placement)
+        if layer.heads == 0:
+            shown = None if selection.kind.single else number
+            maps.append(Map(shown, None, by_head[0], region))
+        elif selection.heads == "mean":
+            maps.append(Map(number, "mean", by_head.mean(axis=0), region))
         else:
-            maps += [Map(layer, head, rows[head].reshape(grid)) for head in selection.heads]
+            heads = range(layer.heads) if selection.heads is None else selection.heads
+            maps += [Map(number, head, by_head[head], region) for head in heads]
     return maps
+
+
+def _kind(explain: Explain, name: str | None) -> Kind:
+    for kind in explain.kinds:
+        if name in (None, kind.name):
+            return kind
+    names = [kind.name for kind in explain.kinds]
+    raise InvalidParameter(
+        f"kind={name!r} is not available: this model shows {', '.join(map(repr, names))}",
+        parameter="kind",
+        allowed=names,
+    )
+
+
+def _refuse_idle(kind: Kind, layer: str | None, head: str | None) -> None:
+    """Refuse a choice where there is nothing to choose."""
+    headless = all(one.heads == 0 for one in kind.layers)
+    idle = ["head"] if headless and head is not None else []
+    idle += ["layer"] if kind.single and layer is not None else []
+    if idle:
+        has = "is one map, of no layer and no head" if kind.single else "has no heads"
+        raise InvalidParameter(
+            f"kind {kind.name!r} {has}; leave out {' and '.join(idle)}", parameters=idle
+        )
 
 
 def _numbers(
@@ -106,23 +153,26 @@ def _numbers(
     )
 
 
-def _token(explain: Explain, canvas: Size, query: str) -> int:
-    prefix: list[str] = list(explain.prefix_tokens)
-    if query in prefix and query != "register":
-        return prefix.index(query)
-    registers = prefix.count("register")
-    if (match := re.fullmatch(r"register:([0-9]{1,3})", query)) and int(match[1]) < registers:
-        return prefix.index("register") + int(match[1])
-    rows, columns = grid_of(explain, canvas)
-    if match := re.fullmatch(r"([0-9]{1,4}),([0-9]{1,4})", query):
-        y, x = int(match[1]), int(match[2])
-        if y < rows and x < columns:
-            return len(prefix) + y * columns + x
-    allowed = [repr(token) for token in dict.fromkeys(prefix) if token != "register"]
-    if registers:
-        allowed.append(f"'register:0' to 'register:{registers - 1}'")
-    allowed.append(f"'Y,X' with Y below {rows} and X below {columns}")
-    raise InvalidParameter(
-        f"query={query!r} is not a token of this model; allowed are {', '.join(allowed)}",
-        parameter="query",
+def _by_head(layer: Layer, canvas: Size, outputs: Arrays, served: bool) -> Array:
+    """(heads, rows, columns), or (1, rows, columns) for a layer without heads."""
+    if served:
+        assert layer.served is not None
+        values = outputs[layer.served]
+    else:
+        values = outputs[layer.output]
+        values = values if layer.index is None else values[layer.index]
+    return values.reshape(-1, *layer.grid(canvas))
+
+
+def _seen(cells: int, canvas_px: int, valid_px: int) -> int:
+    return sum(cell * canvas_px // cells < valid_px for cell in range(cells))
+
+
+def _region(grid: tuple[int, int], seen: tuple[int, int], placement: Placement) -> Region:
+    bottom, right = (
+        side * shown / cells
+        for side, shown, cells in zip(
+            (placement.canvas.height, placement.canvas.width), seen, grid, strict=True
+        )
     )
+    return (*placement.to_original(0, 0), *placement.to_original(right, bottom))

@@ -27,6 +27,8 @@ def manifest_of(name: str = "tiny", version: str = "1", **changes: Any) -> dict[
         _graph("model.onnx", "serve", [images], outputs),
         _graph("explain.onnx", "explain", [images, _tensor("query", "int64", -1)], explained),
     ]
+    raw = [_layer("attention", index=index, heads=HEADS) for index in range(LAYERS)]
+    raw[-1]["served"] = "attention"
     return {
         "schema_version": 1,
         "name": name,
@@ -47,9 +49,10 @@ def manifest_of(name: str = "tiny", version: str = "1", **changes: Any) -> dict[
         "activation": "softmax",
         "defaults": {"top_k": 2, "threshold": 0.0},
         "explain": {
-            "layers": LAYERS,
-            "heads": HEADS,
-            "patch_size": PATCH,
+            "kinds": [
+                {"name": "raw", "query": "token", "layers": raw},
+                {"name": "rollout", "query": "token", "layers": [_layer("rollout", heads=0)]},
+            ],
             "prefix_tokens": ["class"],
         },
         "provenance": {"source": "random", "sha256": "0", "architecture": "vit", "exporter": {}},
@@ -77,6 +80,10 @@ def _graph(file: str, kind: str, inputs: list[Any], outputs: list[Any]) -> dict[
         "inputs": inputs,
         "outputs": outputs,
     }
+
+
+def _layer(output: str, **changes: Any) -> dict[str, Any]:
+    return {"output": output, "stride": PATCH} | changes
 
 
 def _tensor(name: str, dtype: str, *shape: int) -> dict[str, Any]:

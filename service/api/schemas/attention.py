@@ -20,31 +20,67 @@ class AttentionOptions(Options):
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # JSON may say "layer": 0
 
-    kind: Literal["raw", "rollout"] = Field(
-        default="raw", description="One layer's softmax rows, or the rollout over all layers"
+    kind: str | None = Field(
+        default=None,
+        description="Kind of map, one of the model's 'explain.kinds'; its first where absent",
     )
-    layer: str = Field(default="last", description="'last', 'all' or a number; raw maps only")
-    head: str = Field(default="mean", description="'mean', 'all' or a number; raw maps only")
-    query: str = Field(
-        default="class",
-        description="Token that attends: 'class', 'distillation', 'register:K' or a patch 'Y,X'",
+    layer: str | None = Field(
+        default=None, description="'last' (the default), 'all' or a number, where there are layers"
     )
+    head: str | None = Field(
+        default=None, description="'mean' (the default), 'all' or a number, where there are heads"
+    )
+    query: str | None = Field(
+        default=None,
+        description="What looks. A token: 'class' (the default), 'distillation', 'register:K' or "
+        "a patch 'Y,X'; a place: 'center' (the default) or a cell 'Y,X'; an object: 'best' (the "
+        "default) or its query's number; a class: 'best' (the default), a label's id or name",
+    )
+    point: str | None = Field(
+        default=None,
+        description="Instead of query, the token or place at 'X,Y' in pixels of the upright "
+        "picture",
+    )
+
+
+class Point(BaseModel):
+    """A point in pixels of the upright picture."""
+
+    x: Rounded
+    y: Rounded
+
+
+class Explained(BaseModel):
+    """What the maps are about: a point, a class, or the object that a decoder's query found."""
+
+    point: Point | None = None
+    query: int | None = None
+    label: str | None = None
+    label_id: int | None = None
+    score: Rounded | None = None
+    box: Box | None = None
 
 
 class AttentionMap(BaseModel):
-    """Weights over the grid of patches, row by row; prefix tokens are left out."""
+    """Values over a grid, row by row: the weights of a softmax row without prefix tokens and
+    padding, a class's logits, or a mask's probabilities.
 
-    kind: Literal["raw", "rollout"]
+    ``query`` asks for the same map again. ``region`` is where the grid lies, if that is not the
+    region of the transform.
+    """
+
+    kind: str
     layer: int | None
     head: int | Literal["mean"] | None
     query: str
     grid: tuple[int, int]
+    region: Box | None = None
     values: list[list[Rounded]] | None = None
 
 
 class Transform(BaseModel):
-    """From canvas to picture: ``x = x_canvas * scale[0] + offset[0]``, y likewise; the grid covers
-    ``region``.
+    """From canvas to picture: ``x = x_canvas * scale[0] + offset[0]``, y likewise; ``region`` is
+    what the model sees, and grids cover it, unless a map names its own.
     """
 
     canvas: ImageSize
@@ -78,5 +114,6 @@ class AttentionAnswer(Answer):
         }
     )
 
+    explained: Explained | None = None
     maps: list[AttentionMap]
     transform: Transform

@@ -16,6 +16,8 @@ from service.api.schemas.attention import (
     AttentionAnswer,
     AttentionMap,
     AttentionOptions,
+    Explained,
+    Point,
     Transform,
 )
 from service.api.schemas.base import Box, ImageSize
@@ -23,7 +25,8 @@ from service.api.serving import Picture
 from service.bundle import GraphKind
 from service.errors import InvalidParameter
 from service.geometry import Placement
-from service.tasks import attention, render
+from service.tasks import attention, queries, render
+from service.tasks.attention import Region
 
 router = APIRouter()
 
@@ -32,7 +35,9 @@ PNG, NPY = "image/png", "application/x-npy"
 
 @router.post("/v1/attention", **describe(AttentionOptions, AttentionAnswer, (PNG, NPY)))
 async def attention_maps(request: Request) -> Response:
-    """What a token attended to: JSON, an array (application/x-npy) or an overlay (image/png)."""
+    """What a token, place, object or class looked at: JSON, an array (application/x-npy) or an
+    overlay (image/png).
+    """
     request.state.trace.task = "attention"  # a refusal counts as a request too
     media_type = choose_media_type(request.headers.get("accept"), (JSON, NPY, PNG))
     if media_type == JSON:
@@ -54,61 +59,105 @@ async def _attention_file(
     call: Call, data: bytes, options: AttentionOptions, media_type: str
 ) -> Response:
     picture, maps, answer = await _explain(call, data, options, keep_upright=media_type == PNG)
-    if media_type == PNG and len(maps) > 1:
-        raise InvalidParameter(
-            f"an overlay shows one map, and {len(maps)} were asked for; "
-            "choose one layer and one head, or ask for application/json or application/x-npy",
-            parameter="head" if options.head == "all" else "layer",
-        )
-    values = np.stack([found.values for found in maps])
     if picture.upright is not None:
-        region = picture.placement.region
-        encode = partial(render.overlay_png, picture.upright, values[0], region)
+        if len(maps) > 1:
+            raise InvalidParameter(
+                f"an overlay shows one map, and {len(maps)} were asked for; "
+                "choose one layer and one head, or ask for application/json or application/x-npy",
+                parameter="head" if options.head == "all" else "layer",
+            )
+        seen = np.maximum(maps[0].values, 0)  # a class activation map is signed
+        encode = partial(render.overlay_png, picture.upright, seen, maps[0].region)
     else:
-        encode = partial(_npy, values)
+        _check_one_grid(maps)
+        encode = partial(_npy, np.stack([found.values for found in maps]))
     body = await call.serving.offload(call.manifest, call.trace, encode)
     return Response(body, media_type=media_type, headers={"X-Saccade-Answer": _summary(answer)})
+
+
+def _check_one_grid(maps: list[attention.Map]) -> None:
+    grids = dict.fromkeys(found.values.shape for found in maps)
+    if len(grids) > 1:
+        listed = ", ".join(f"{rows}x{columns}" for rows, columns in grids)
+        raise InvalidParameter(
+            f"an array holds maps of one grid, and the chosen layers have {listed}; "
+            "choose one layer, or ask for application/json",
+            parameter="layer",
+        )
 
 
 async def _explain(
     call: Call, data: bytes, options: AttentionOptions, keep_upright: bool = False
 ) -> tuple[Picture, list[attention.Map], AttentionAnswer]:
     """The picture, its maps, and the answer that describes them, still without their values."""
-    explain = call.manifest.explain
+    manifest, explain = call.manifest, call.manifest.explain
     assert explain is not None  # the bundle's loader checks that the task comes with it
-    ignored = sorted({"layer", "head"} & options.model_fields_set)
-    if options.kind == "rollout" and ignored:
-        raise InvalidParameter(
-            f"kind 'rollout' is over all layers and heads; leave out {' and '.join(ignored)}",
-            parameters=ignored,
-        )
+    selection = attention.select(explain, options.kind, options.layer, options.head)
     picture = await call.picture(data, keep_upright)
-    canvas = picture.placement.canvas
-    selection = attention.select(
-        explain, canvas, options.kind, options.layer, options.head, options.query
-    )
-    graph: GraphKind = "serve"
-    extra = None
-    if selection.needs_explain(explain):
-        graph, extra = "explain", {"query": np.asarray(selection.query, dtype=np.int64)}
+    placement = picture.placement
+    question = queries.read_question(selection, manifest, placement, options.query, options.point)
+    served = selection.served(question.query)
+    kind: GraphKind = "serve" if served else "explain"
+    graph = manifest.graph(kind, placement.canvas, "fp32")
+    wanted = selection.outputs(served, {tensor.name for tensor in graph.outputs} if graph else ())
     result = await call.serving.infer(
-        picture, call.manifest, call.deadline_s, call.trace, graph, extra
+        picture, manifest, call.deadline_s, call.trace, kind, question.inputs(), wanted
     )
-    maps = attention.answer(explain, canvas, result.outputs, selection)
-    shown = [
-        AttentionMap(
-            kind=options.kind,
-            layer=found.layer,
-            head=found.head,
-            query=options.query,
-            grid=found.values.shape,
-        )
-        for found in maps
-    ]
+    found = queries.read_found(selection, manifest, result.outputs)
+    maps = attention.answer(selection, placement, result.outputs, served)
+    region = attention.seen_region(placement)
     answer = AttentionAnswer(
-        **call.about(picture, result.precision), maps=shown, transform=_transform(picture.placement)
+        **call.about(picture, result.precision),
+        explained=_explained(question, found, placement),
+        maps=[
+            AttentionMap(
+                kind=selection.kind.name,
+                layer=one.layer,
+                head=one.head,
+                query=question.name(selection.kind.layers[one.layer or 0], placement, found),
+                grid=one.values.shape,
+                region=None if one.region == region else _edges(one.region),
+            )
+            for one in maps
+        ],
+        transform=_transform(placement),
     )
     return picture, maps, answer
+
+
+def _explained(
+    question: queries.Question, found: queries.Object | None, placement: Placement
+) -> Explained | None:
+    if question.point is not None:
+        return Explained(point=Point(x=question.point.x, y=question.point.y))
+    if found is None:
+        return None
+    return Explained(
+        query=found.query,
+        label=found.label.name,
+        label_id=found.label.id,
+        score=found.score,
+        box=None if found.box is None else _edges(_on_picture(found.box, placement)),
+    )
+
+
+def _on_picture(box: Region, placement: Placement) -> Region:
+    """From 0..1 of the valid area to pixels of the upright original, cut off at its edges."""
+    image, valid = placement.image, placement.valid
+    x0, y0 = placement.to_original(box[0] * valid.width, box[1] * valid.height)
+    x1, y1 = placement.to_original(box[2] * valid.width, box[3] * valid.height)
+    right, bottom = float(image.width), float(image.height)
+    return (
+        min(max(x0, 0.0), right),
+        min(max(y0, 0.0), bottom),
+        min(max(x1, 0.0), right),
+        min(max(y1, 0.0), bottom),
+    )
+
+
+def _edges(region: Region) -> Box:
+    xmin, ymin, xmax, ymax = region
+    return Box(xmin=xmin, ymin=ymin, xmax=xmax, ymax=ymax)
 
 
 def _summary(answer: AttentionAnswer) -> str:
@@ -116,24 +165,22 @@ def _summary(answer: AttentionAnswer) -> str:
 
     The maps of an array are in the order of ``layers``, and within a layer of ``heads``.
     """
-    first = answer.maps[0]
-    shared = {
-        "kind": first.kind,
-        "query": first.query,
-        "grid": first.grid,
+    first = answer.maps[0].model_dump(mode="json", exclude={"values"}, exclude_none=True)
+    shared = {name: first[name] for name in ("kind", "query", "grid", "region") if name in first}
+    chosen = {
         "layers": list(dict.fromkeys(shown.layer for shown in answer.maps)),
         "heads": list(dict.fromkeys(shown.head for shown in answer.maps)),
     }
-    return json.dumps(answer.model_dump(mode="json", exclude={"maps"}) | shared)
+    described = answer.model_dump(mode="json", exclude={"maps"}, exclude_none=True)
+    return json.dumps(described | shared | chosen)
 
 
 def _transform(placement: Placement) -> Transform:
-    xmin, ymin, xmax, ymax = placement.region
     return Transform(
         canvas=ImageSize(width=placement.canvas.width, height=placement.canvas.height),
         scale=(placement.scale_x, placement.scale_y),
         offset=(placement.offset_x, placement.offset_y),
-        region=Box(xmin=xmin, ymin=ymin, xmax=xmax, ymax=ymax),
+        region=_edges(attention.seen_region(placement)),
     )
 
 
