@@ -63,14 +63,16 @@ class EncoderLayer(nn.Module):
     alone (arXiv 2005.12872, figure 10).
     """
 
-    def __init__(self, config: DetrConfig) -> None:
+    def __init__(self, dim: int, heads: int, mlp_dim: int) -> None:
         super().__init__()
-        self.attn = MultiHeadAttention(config.dim, config.heads)
-        self.norm1 = nn.LayerNorm(config.dim)
-        self.mlp = ReluMlp((config.dim, config.mlp_dim, config.dim))
-        self.norm2 = nn.LayerNorm(config.dim)
+        self.attn = MultiHeadAttention(dim, heads)
+        self.norm1 = nn.LayerNorm(dim)
+        self.mlp = ReluMlp((dim, mlp_dim, dim))
+        self.norm2 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, positions: Tensor, bias: Tensor) -> Tensor:  # (B, N, D) -> same
+    def forward(
+        self, x: Tensor, positions: Tensor, bias: Tensor | None = None
+    ) -> Tensor:  # (B, N, D) -> (B, N, D)
         placed = x + positions
         x = self.norm1(x + self.attn(placed, placed, x, bias))
         return self.norm2(x + self.mlp(x))
@@ -90,24 +92,24 @@ class DecoderLayer(nn.Module):
     asked; ``keys`` are the picture's cells (B, N, D) with their positions, ``memory`` without.
     """
 
-    def __init__(self, config: DetrConfig) -> None:
+    def __init__(self, dim: int, heads: int, mlp_dim: int) -> None:
         super().__init__()
-        self.self_attn = MultiHeadAttention(config.dim, config.heads)
-        self.norm1 = nn.LayerNorm(config.dim)
-        self.cross_attn = MultiHeadAttention(config.dim, config.heads)
-        self.norm2 = nn.LayerNorm(config.dim)
-        self.mlp = ReluMlp((config.dim, config.mlp_dim, config.dim))
-        self.norm3 = nn.LayerNorm(config.dim)
+        self.self_attn = MultiHeadAttention(dim, heads)
+        self.norm1 = nn.LayerNorm(dim)
+        self.cross_attn = MultiHeadAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = ReluMlp((dim, mlp_dim, dim))
+        self.norm3 = nn.LayerNorm(dim)
 
     def forward(
-        self, x: Tensor, places: Tensor, keys: Tensor, memory: Tensor, bias: Tensor
+        self, x: Tensor, places: Tensor, keys: Tensor, memory: Tensor, bias: Tensor | None = None
     ) -> Tensor:  # (B, Q, D) -> (B, Q, D)
         x = self._among_queries(x, places)
         x = self.norm2(x + self.cross_attn(x + places, keys, memory, bias))
         return self.norm3(x + self.mlp(x))
 
     def forward_with_weights(
-        self, x: Tensor, places: Tensor, keys: Tensor, memory: Tensor, bias: Tensor
+        self, x: Tensor, places: Tensor, keys: Tensor, memory: Tensor, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """As ``forward``, with the attention (B, h, Q, N) to the picture beside the output."""
         x = self._among_queries(x, places)
@@ -151,9 +153,10 @@ class Detr(nn.Module):
         self.backbone = ResNet(config.backbone)
         self.project = nn.Conv2d(self.backbone.channels[-1], dim, 1)
         self.positions = SinePositions(dim)
-        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        sizes = (dim, config.heads, config.mlp_dim)
+        self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.encoder_layers))
         self.queries = nn.Parameter(torch.randn(config.queries, dim))
-        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(dim)
         self.classify = nn.Linear(dim, config.classes + 1)
         self.box = ReluMlp((dim, dim, dim, 4))
@@ -202,7 +205,7 @@ class Detr(nn.Module):
             x = self._between(x)
             matrices.append(weights)
         answer = self._detect(self.norm(x))
-        chosen = _chosen(answer["logits"], query).view(-1, 1, 1, 1)
+        chosen = chosen_query(answer["logits"], query).view(-1, 1, 1, 1)
         for number, weights in enumerate(matrices):
             index = chosen.expand(-1, weights.shape[1], 1, weights.shape[3])
             found[f"decoder.{number}"] = weights.gather(2, index)[:, :, 0]
@@ -259,7 +262,7 @@ class Detr(nn.Module):
         return down * self.config.grid[1] + across
 
 
-def _chosen(logits: Tensor, query: Tensor) -> Tensor:
+def chosen_query(logits: Tensor, query: Tensor) -> Tensor:
     """``query`` (B,), and in place of -1 the query that is surest of its object."""
     best = logits.softmax(dim=-1)[..., :-1].amax(dim=-1).argmax(dim=-1)
     return torch.where(query < 0, best, query)

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.deformable import Sampling
+from models.detr import chosen_query
 from models.layers import MASKED, MultiHeadAttention, ReluMlp
 from models.pixel_decoders import (
     DeformablePixelDecoder,
     MaskProduct,
     build_backbone,
     cell_counts,
-    chosen_query,
     grids_of,
     rows_of,
     xavier,

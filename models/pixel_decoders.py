@@ -145,8 +145,8 @@ class DeformablePixelDecoder(nn.Module):
 
 
 class FpnPixelDecoder(nn.Module):
-    """The coarsest map of the backbone, smoothed, then an FPN step to each finer one (arXiv
-    2107.06278, section 4.1). ``channels`` are those of the maps, finest first.
+    """The coarsest map, smoothed, then an FPN step to each finer one (arXiv 2107.06278, section
+    4.1). ``channels`` are those of the maps, finest first.
     """
 
     def __init__(self, channels: Sequence[int], dim: int, groups: int) -> None:
@@ -192,14 +192,6 @@ def sine_positions(dim: int, grids: Grids) -> Tensor:
     """Positions (1, S, D) of the cells of wholly valid grids, one grid after another."""
     sine = SinePositions(dim)
     return torch.cat([sine(torch.tensor([grid]), grid) for grid in grids], dim=1)
-
-
-def chosen_query(logits: Tensor, query: Tensor) -> Tensor:
-    """``query`` (B,), and in place of -1 the query with the highest probability of a class that is
-    not "no object", the last of ``logits`` (B, Q, K + 1).
-    """
-    surest = logits.softmax(dim=-1)[..., :-1].amax(dim=-1).argmax(dim=-1)
-    return torch.where(query < 0, surest, query)
 
 
 def rows_of(query: Tensor, matrices: Tensor) -> Tensor:
