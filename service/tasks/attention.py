@@ -66,13 +66,14 @@ def select(explain: Explain, kind: str | None, layer: str | None, head: str | No
     chosen = _kind(explain, kind)
     _refuse_idle(chosen, layer, head)
     count = len(chosen.layers)
-    layers = _numbers("layer", layer or "last", count, {"last": (count - 1,)})
-    if head in (None, "mean"):
+    last = (count - 1,)
+    layers = last if layer is None else _numbers("layer", layer, count, {"last": last})
+    if head is None or head == "mean":
         return Selection(chosen, layers, "mean")
     if head == "all":
         return Selection(chosen, layers, None)
     heads = min(chosen.layers[number].heads for number in layers)
-    return Selection(chosen, layers, _numbers("head", head or "", heads, {}))
+    return Selection(chosen, layers, _numbers("head", head, heads, {}))
 
 
 def seen_cells(layer: Layer, placement: Placement) -> tuple[int, int]:

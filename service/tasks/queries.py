@@ -64,7 +64,7 @@ class Question:
         """The ``query`` that asks for the same map of this layer."""
         if self.point is not None:
             return "{},{}".format(*self.point.cell(layer, placement))
-        return found.name if found is not None else self.token or "class"
+        return found.name if found is not None else str(self.token)
 
     def inputs(self) -> Arrays:
         """What an explain graph may take besides the picture."""
@@ -95,12 +95,12 @@ def read_question(
     if kind.query == "place":
         return Question(point=at or _read_place(selection, placement, query))
     if kind.query == "object":
-        return Question(_read_object(kind, query or "best"))
+        return Question(_read_object(kind, "best" if query is None else query))
     if kind.query == "class":
-        return Question(_read_class(manifest.labels, query or "best"))
+        return Question(_read_class(manifest.labels, "best" if query is None else query))
     prefix: list[str] = list(manifest.explain.prefix_tokens) if manifest.explain else []
     if at is None:
-        query = query or "class"
+        query = "class" if query is None else query
         return Question(_read_token(kind.layers[0], prefix, placement, query), token=query)
     cell = at.cell(kind.layers[0], placement)
     return Question(_token_of(cell, kind.layers[0], prefix, placement), point=at)
@@ -191,7 +191,7 @@ def _read_point(point: str, placement: Placement) -> Point:
 
 def _read_place(selection: Selection, placement: Placement, query: str | None) -> Point:
     """The middle of "Y,X", the cell in row Y and column X, or of what is seen ("center")."""
-    if query in (None, "center"):
+    if query is None or query == "center":
         left, top, right, bottom = _seen_px(placement)
         return _at(placement, (left + right) / 2, (top + bottom) / 2)
     layers = [selection.kind.layers[number] for number in selection.layers]
@@ -202,7 +202,7 @@ def _read_place(selection: Selection, placement: Placement, query: str | None) -
             parameter="query",
         )
     rows, columns = seen_cells(layers[0], placement)
-    cell = _cell(query or "")
+    cell = _cell(query)
     if cell is None or cell[0] >= rows or cell[1] >= columns:
         raise InvalidParameter(
             f"query={query!r} is not a place; allowed are 'center' and 'Y,X' with Y below {rows} "

@@ -1,38 +1,22 @@
-"""From arrays to answers: classes, attention maps, overlays."""
+"""From arrays to answers: classes and overlays."""
 
 import io
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.bundle import Explain, Manifest
-from service.errors import InvalidParameter
-from service.geometry import Size
-from service.tasks import attention, classify, render
+from service.bundle import Manifest
+from service.tasks import classify, render
 from tests.service.sample_bundle import manifest_of
-
-CANVAS = Size(height=32, width=48)
-EXPLAIN = Explain(
-    layers=3,
-    heads=2,
-    patch_size=16,
-    prefix_tokens=["class", "distillation", "register", "register"],
-)
 
 
 def classes(scores: list[float], top_k: int = 5, threshold: float = 0.0) -> list[tuple[str, float]]:
     manifest = Manifest.model_validate(manifest_of())
     found = classify.answer(manifest, np.array(scores, np.float32), top_k, threshold)
     return [(prediction.label, prediction.score) for prediction in found]
-
-
-def select(**changes: str) -> attention.Selection:
-    options: dict[str, Any] = {"kind": "raw", "layer": "last", "head": "mean", "query": "class"}
-    return attention.select(EXPLAIN, CANVAS, **(options | changes))
 
 
 def test_classes_come_best_first_and_at_most_top_k() -> None:
@@ -49,128 +33,6 @@ def test_equal_scores_come_in_the_order_of_labels() -> None:
 def test_a_score_that_equals_the_threshold_counts() -> None:
     assert classes([0.25, 0.5, 0.125], threshold=0.25) == [("bee", 0.5), ("ant", 0.25)]
     assert classes([0.25, 0.5, 0.125], threshold=0.75) == []
-
-
-@pytest.mark.parametrize(
-    ("layer", "layers"),
-    [("last", (2,)), ("all", (0, 1, 2)), ("0", (0,)), ("2", (2,)), ("-1", (2,)), ("-3", (0,))],
-)
-def test_layers_are_chosen_by_name_or_number(layer: str, layers: tuple[int, ...]) -> None:
-    assert select(layer=layer).layers == layers
-
-
-@pytest.mark.parametrize(
-    ("head", "heads"), [("mean", "mean"), ("all", (0, 1)), ("1", (1,)), ("-2", (0,))]
-)
-def test_heads_are_chosen_by_name_or_number(head: str, heads: Any) -> None:
-    assert select(head=head).heads == heads
-
-
-@pytest.mark.parametrize(
-    ("query", "token"),
-    [
-        ("class", 0),
-        ("distillation", 1),
-        ("register:0", 2),
-        ("register:1", 3),
-        ("0,0", 4),
-        ("0,2", 6),
-        ("1,0", 7),
-        ("1,2", 9),
-    ],
-)
-def test_tokens_are_chosen_by_name_or_place(query: str, token: int) -> None:
-    assert (select(query=query).query, select(query=query).query_name) == (token, query)
-
-
-@pytest.mark.parametrize(
-    ("parameter", "found", "says"),
-    [
-        ("layer", "3", "0 to 2"),
-        ("layer", "-4", "'last', 'all'"),
-        ("layer", "mean", "0 to 2"),
-        ("layer", "1.0", "0 to 2"),
-        ("layer", "", "0 to 2"),
-        ("head", "2", "0 to 1"),
-        ("head", "last", "'mean', 'all'"),
-        ("query", "register", "'register:0' to 'register:1'"),
-        ("query", "register:2", "'register:1'"),
-        ("query", "2,0", "Y below 2 and X below 3"),
-        ("query", "0,3", "Y below 2 and X below 3"),
-        ("query", "0, 1", "'Y,X'"),
-        ("query", "-1,0", "'class', 'distillation'"),
-        ("query", "CLASS", "'class'"),
-    ],
-)
-def test_what_a_model_does_not_have_is_refused_with_what_it_has(
-    parameter: str, found: str, says: str
-) -> None:
-    with pytest.raises(InvalidParameter) as refused:
-        select(**{parameter: found})
-    assert f"{parameter}={found!r}" in str(refused.value)
-    assert says in str(refused.value)
-    assert refused.value.facts == {"parameter": parameter}
-
-
-def test_a_model_without_prefix_tokens_offers_its_patches_only() -> None:
-    bare = EXPLAIN.model_copy(update={"prefix_tokens": []})
-    assert attention.select(bare, CANVAS, "raw", "last", "mean", "1,2").query == 5
-    with pytest.raises(InvalidParameter, match=r"allowed are 'Y,X' with Y below 2"):
-        attention.select(bare, CANVAS, "raw", "last", "mean", "class")
-
-
-@pytest.mark.parametrize(
-    ("changes", "needed"),
-    [
-        ({}, False),
-        ({"head": "all"}, False),
-        ({"layer": "-1"}, False),
-        ({"layer": "0"}, True),
-        ({"layer": "all"}, True),
-        ({"query": "distillation"}, True),
-        ({"query": "0,0"}, True),
-        ({"kind": "rollout"}, True),
-    ],
-)
-def test_only_the_class_tokens_last_layer_is_free(changes: dict[str, str], needed: bool) -> None:
-    assert select(**changes).needs_explain(EXPLAIN) is needed
-
-
-SERVED = {"attention": np.arange(12, dtype=np.float32).reshape(2, 6)}  # (h, P)
-EXPLAINED = {
-    "attention": np.arange(36, dtype=np.float32).reshape(3, 2, 6),  # (L, h, P)
-    "rollout": np.arange(6, dtype=np.float32),
-}
-
-
-def test_maps_of_the_serving_graph_are_those_of_the_last_layer() -> None:
-    found = attention.answer(EXPLAIN, CANVAS, SERVED, select(head="all"))
-    assert [(shown.layer, shown.head) for shown in found] == [(2, 0), (2, 1)]
-    assert found[1].values.tolist() == [[6, 7, 8], [9, 10, 11]]
-
-
-def test_the_mean_is_over_heads() -> None:
-    (found,) = attention.answer(EXPLAIN, CANVAS, SERVED, select())
-    assert (found.layer, found.head) == (2, "mean")
-    assert found.values.tolist() == [[3, 4, 5], [6, 7, 8]]
-
-
-def test_every_layer_and_head_of_the_explain_graph_has_its_map() -> None:
-    found = attention.answer(EXPLAIN, CANVAS, EXPLAINED, select(layer="all", head="all"))
-    assert [(shown.layer, shown.head) for shown in found] == [
-        (layer, head) for layer in range(3) for head in range(2)
-    ]
-    assert np.array_equal(
-        np.stack([shown.values for shown in found]), EXPLAINED["attention"].reshape(6, 2, 3)
-    )
-    (one,) = attention.answer(EXPLAIN, CANVAS, EXPLAINED, select(layer="1", head="1"))
-    assert np.array_equal(one.values, EXPLAINED["attention"][1, 1].reshape(2, 3))
-
-
-def test_rollout_is_one_map_of_no_layer_and_no_head() -> None:
-    (found,) = attention.answer(EXPLAIN, CANVAS, EXPLAINED, select(kind="rollout"))
-    assert (found.layer, found.head) == (None, None)
-    assert found.values.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def overlay(
