@@ -26,6 +26,9 @@ bench: $(VENV)/.development
 
 demo: $(VENV)/.development
 	$(BIN)/python -m export.demo.build vit --work build/demo --repository build/repository
+	$(BIN)/python -m export.demo.build swin --work build/demo --repository build/repository
+	$(BIN)/python -m export.demo.build detr --work build/demo --repository build/repository
+	$(BIN)/python -m export.demo.build mask2former --work build/demo --repository build/repository
 
 clean:
 	rm -rf $(VENV)

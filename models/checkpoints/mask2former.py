@@ -74,10 +74,7 @@ def load_mask2former(checkpoint: Checkpoint, architecture: str, canvas: tuple[in
     config = _config(checkpoint.config, canvas, len(labels))
     reader = StrictReader(read_weights(checkpoint), checkpoint.source)
     model = Mask2Former(config)
-    backbone, aside = backbone_weights(reader, config.backbone)
-    state = backbone | take_named(reader, _names(config), model.state_dict())
-    for index in range(config.decoder_layers):
-        state |= _cross_attention(reader, index, config.dim)
+    state, aside = segmenter_weights(reader, config, model.state_dict())
     ignored = reader.finish((*IGNORED, *aside))
     model.load_state_dict(state, assign=True)
     fold_norms(model)
@@ -89,6 +86,19 @@ def load_mask2former(checkpoint: Checkpoint, architecture: str, canvas: tuple[in
         activation="softmax",
         ignored=ignored,
     )
+
+
+def segmenter_weights(
+    reader: StrictReader, config: Mask2FormerConfig, expected: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The network's state, and the names to leave aside when the reader finishes; ``expected`` has
+    our names and shapes.
+    """
+    backbone, aside = backbone_weights(reader, config.backbone)
+    state = backbone | take_named(reader, _names(config), expected)
+    for index in range(config.decoder_layers):
+        state |= _cross_attention(reader, index, config.dim)
+    return state, aside
 
 
 def _config(config: dict[str, Any], canvas: tuple[int, int], classes: int) -> Mask2FormerConfig:

@@ -73,8 +73,7 @@ def load_swin(checkpoint: Checkpoint, architecture: str, canvas: tuple[int, int]
         model = SwinClassifier(swin_config(checkpoint.config, canvas, classes=len(labels)))
     else:
         model = SwinV2Classifier(_swinv2_config(checkpoint.config, canvas, len(labels)))
-    names = {"head": ("classifier",)} | _names(reader, prefix)
-    model.load_state_dict(_take(reader, names, model), assign=True)
+    model.load_state_dict(classifier_weights(reader, prefix, model), assign=True)
     return Loaded(
         model=model.eval(),
         family=family,
@@ -83,6 +82,13 @@ def load_swin(checkpoint: Checkpoint, architecture: str, canvas: tuple[int, int]
         activation=activation_of(checkpoint.config) if labels else None,
         ignored=reader.finish(_aside(prefix, model.config.depths)),
     )
+
+
+def classifier_weights(
+    reader: StrictReader, prefix: str, model: SwinClassifier
+) -> dict[str, Tensor]:
+    """The state of ``model``, the names of whose body begin with ``prefix``."""
+    return _take(reader, {"head": ("classifier",)} | _names(reader, prefix), model)
 
 
 def swin_config(

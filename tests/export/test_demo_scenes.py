@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.demo.pool import SERVED_SIZES, draw_examples, scene
+from export.demo.pool import SERVED_SIZES, cached_examples, draw_examples, scene
 from export.demo.scenes import CLASSES, DOMINANCE, STUFF, THINGS, Scene, draw
 from export.demo.shapes import Shape, shapes, stamp
 
@@ -121,17 +121,36 @@ def test_splits_share_no_scene_and_files_decode_to_their_size() -> None:
     assert validation.image.tobytes() != held_out.image.tobytes()
 
 
-def test_examples_carry_the_label_and_the_share_of_every_class_per_cell() -> None:
-    (chunk,) = draw_examples("train", 3, canvas=(64, 96), workers=1)
-    assert chunk.images.shape == (3, 64, 96, 3)
-    assert chunk.cells.shape == (3, 16, 24, len(CLASSES) + 1)
-    np.testing.assert_allclose(chunk.cells[..., :-1].sum(axis=-1), 255, atol=2)
-    for index, label in enumerate(chunk.labels):
+def test_examples_carry_the_label_and_every_segment_at_the_canvas() -> None:
+    drawn_examples = draw_examples("train", (64, 96), 0, 3)
+    assert drawn_examples.images.shape == (3, 64, 96, 3)
+    assert len(drawn_examples) == 3
+    for index in range(3):
         drawn, _ = scene("train", index)
-        assert THINGS[label] == drawn.label
+        assert THINGS[drawn_examples.labels[index]] == drawn.label
+        classes, ids = drawn_examples.classes[index], drawn_examples.ids[index]
+        count = len(drawn.segments)
+        assert [CLASSES[kind] for kind in classes[:count]] == [s.label for s in drawn.segments]
+        assert (classes[count:] == -1).all()
         largest = max(drawn.objects, key=lambda thing: thing.area_px)
-        share = largest.area_px / drawn.ids.size
-        assert chunk.cells[index, ..., -1].mean() / 255 == pytest.approx(share, rel=0.02)
+        assert drawn_examples.dominant[index] == largest.id
+        for segment, box in zip(drawn.segments, drawn_examples.boxes[index], strict=False):
+            mask = ids == segment.id
+            assert mask.mean() == pytest.approx(segment.area_px / drawn.ids.size, abs=0.01)
+            rows, columns = np.nonzero(mask)
+            around = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            inwards = np.array([1, 1, -1, -1]) * (around - box * [96, 64, 96, 64])
+            assert inwards.min() > -1  # slivers of a few pixels may be lost, so that no more holds
+
+
+def test_the_cache_draws_what_it_lacks_and_keeps_it(tmp_path: Path) -> None:
+    first = cached_examples(tmp_path, "validation", 2, (64, 64), workers=1)
+    file = tmp_path / "validation-64x64" / "000000.npz"
+    written = file.stat().st_mtime_ns
+    again = cached_examples(tmp_path, "validation", 3, (64, 64), workers=1)
+    assert file.stat().st_mtime_ns == written
+    assert (len(first), len(again)) == (2, 3)
+    np.testing.assert_array_equal(again.images[:2], first.images)
 
 
 def test_the_sample_scenes_of_the_package_are_what_their_seeds_draw() -> None:

@@ -1,10 +1,7 @@
 """Our ViT written as transformers would save its ViTForImageClassification."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from models.checkpoints.errors import CheckpointError
@@ -12,32 +9,20 @@ from models.checkpoints.layouts import VIT, their_names
 from models.vit import ViT, ViTConfig
 
 
-def save_checkpoint(
-    model: ViT, folder: str | Path, labels: dict[int, str], preprocessor: dict[str, Any]
-) -> None:
-    """Write config.json, model.safetensors and preprocessor_config.json into ``folder``.
+def vit_checkpoint(model: ViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and the weights by transformers' names.
 
-    Raises CheckpointError where ViTForImageClassification cannot hold the network, or the labels
-    are not one per class.
+    Raises CheckpointError where ViTForImageClassification cannot hold the network.
     """
-    _refuse_unsupported(model.config, labels)
+    _refuse_unsupported(model.config)
     weights: dict[str, Tensor] = {}
     for ours, tensor in model.state_dict().items():
         theirs = _their_names(ours)
-        for name, part in zip(theirs, tensor.detach().cpu().chunk(len(theirs)), strict=True):
-            weights[name] = part.contiguous().clone()
-    out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    _write_json(out / "config.json", _config(model.config, labels))
-    _write_json(out / "preprocessor_config.json", preprocessor)
+        weights |= zip(theirs, tensor.detach().cpu().chunk(len(theirs)), strict=True)
+    return _config(model.config), weights
 
 
-def _refuse_unsupported(config: ViTConfig, labels: dict[int, str]) -> None:
-    if sorted(labels) != list(range(config.classes)) or not labels:
-        raise CheckpointError(
-            f"labels have the ids {sorted(labels)}; the head has {config.classes} classes"
-        )
+def _refuse_unsupported(config: ViTConfig) -> None:
     extras = {
         f"pool {config.pool!r}": config.pool != "class",
         "registers": config.registers > 0,
@@ -59,7 +44,7 @@ def _their_names(ours: str) -> tuple[str, ...]:
     return (special[ours],) if ours in special else their_names(VIT, ours, prefix="vit.")
 
 
-def _config(config: ViTConfig, labels: dict[int, str]) -> dict[str, Any]:
+def _config(config: ViTConfig) -> dict[str, Any]:
     height, width = config.canvas
     return {
         "architectures": ["ViTForImageClassification"],
@@ -76,11 +61,4 @@ def _config(config: ViTConfig, labels: dict[int, str]) -> dict[str, Any]:
         "patch_size": config.patch_size,
         "num_channels": 3,
         "qkv_bias": True,
-        "id2label": {str(index): name for index, name in sorted(labels.items())},
-        "label2id": {name: index for index, name in sorted(labels.items())},
-        "dtype": "float32",
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

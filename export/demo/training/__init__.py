@@ -1,0 +1,1 @@
+"""How the demo models are trained: augmentation, matching, losses and the loop."""
