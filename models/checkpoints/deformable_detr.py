@@ -62,7 +62,7 @@ def load_deformable_detr(
     config = _config(checkpoint.config, canvas, len(labels))
     reader = StrictReader(read_weights(checkpoint), checkpoint.source)
     model = DeformableDetr(config)
-    model.load_state_dict(_weights(reader, config, model.state_dict()), assign=True)
+    model.load_state_dict(detector_weights(reader, config, model.state_dict()), assign=True)
     ignored = reader.finish(batch_counters(reader))
     fold_norms(model)
     return Loaded(
@@ -133,9 +133,10 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
             )
 
 
-def _weights(
+def detector_weights(
     reader: StrictReader, config: DeformableDetrConfig, expected: dict[str, Tensor]
 ) -> dict[str, Tensor]:
+    """The network's state; ``expected`` has its names and shapes, batch norms not yet folded."""
     names = set(reader.names())
     renamed = any(".o_proj." in name for name in names)
     prefix = "model.backbone.model." if renamed else "model.backbone.conv_encoder.model."
