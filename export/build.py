@@ -10,9 +10,22 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import nn
 
-from export.heads import Entry, Explain, Serve
+from export.canvases import padded_canvases
+from export.explain import explain_examples, explain_section
+from export.heads import Entry, Explain
 from export.pictures import Pictures, collect
+from export.plan import (
+    Wishes,
+    defaults_of,
+    labels_of,
+    segmentation_of,
+    serving_examples,
+    serving_head,
+    takes_sizes,
+    tasks_of,
+)
 from export.preprocessor import Preprocessing, PreprocessorError, read_preprocessor
 from export.progress import Progress, Silent
 from export.proof import Subject, prove
@@ -33,7 +46,6 @@ from models.checkpoints import (
 )
 from models.checkpoints.preprocessing import sides
 from models.macs import count_macs, count_parameters
-from models.vit import ViT
 from service import bundle
 from service.errors import StartError
 from service.geometry import Size
@@ -45,10 +57,23 @@ _PROCESSORS = {
     "deit": "DeiTImageProcessor",
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
+    "detr": "DetrImageProcessor",
+    "deformable_detr": "DeformableDetrImageProcessor",
+    "maskformer": "MaskFormerImageProcessor",
+    "mask2former": "Mask2FormerImageProcessor",
 }
 
 # Model types that refuse pictures of another size unless told to resample their positions.
 _FIXED_SIZE = {"vit", "deit", "vit_mae"}
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A graph to be: its kind, its module, and inputs to trace it with."""
+
+    kind: bundle.GraphKind
+    module: nn.Module
+    examples: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,7 +82,7 @@ class _View:
 
     canvas: Size
     loaded: Loaded
-    heads: dict[str, Serve | Explain]
+    heads: dict[str, _Head]
 
 
 def export_bundle(
@@ -68,8 +93,9 @@ def export_bundle(
     version: str | None = None,
     canvases: Sequence[Canvas] | None = None,
     precisions: Sequence[bundle.Precision] | None = None,
-    tasks: Sequence[bundle.Task] | None = None,
+    wishes: Wishes | None = None,
     accuracy: Sequence[bundle.Accuracy] = (),
+    note: str | None = None,
     images: Path | None = None,
     revision: str | None = None,
     preprocessor: Path | None = None,
@@ -77,17 +103,18 @@ def export_bundle(
 ) -> bundle.Bundle:
     """Write ``<out>/<name>/<version>`` from a checkpoint folder or hub id, proven on pictures.
 
-    ``canvases`` are (height, width), the default first; without them the checkpoint's own.
-    ``precisions`` named have to pass; without them bf16 is kept where it passes. ``tasks`` narrows
-    what the model could do. ``images`` is a folder of pictures to prove on besides the sample
-    scenes. ``preprocessor`` stands in for the checkpoint's preprocessor_config.json.
+    ``canvases`` are (height, width), the default first; without them the checkpoint's own, or where
+    its pictures are padded those of ``padded_canvases``. ``precisions`` named have to pass; without
+    them bf16 is kept where it passes. ``wishes`` narrow what the model could do, and say how its
+    answers are made. ``images`` is a folder of pictures to prove on besides the sample scenes.
+    ``preprocessor`` stands in for the checkpoint's preprocessor_config.json.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or is not supported.
         StartError: anything else that the caller can mend, or a graph that fails its proof. Nothing
         is left in ``out`` then.
     """
-    progress = progress or Silent()
+    progress, wishes = progress or Silent(), wishes or Wishes()
     progress.step(f"opening {source}")
     checkpoint = open_checkpoint(str(source), revision)
     name = check_name("name", name or _default_name(checkpoint))
@@ -95,25 +122,27 @@ def export_bundle(
     with unfinished_version(out, name, version) as folder:
         shown = collect(images)
         config = _preprocessor_config(checkpoint, preprocessor)
-        sizes = list(dict.fromkeys(canvases or [_own_canvas(checkpoint, config)]))
+        sizes = list(dict.fromkeys(canvases or _own_canvases(checkpoint, config)))
         processing = _read(config, sizes[0])
         views: list[_View] = []
         for size in sizes:
             progress.step(f"loading the weights for {size[0]}x{size[1]}")
             loaded = load_model(checkpoint, size)
-            views.append(_view(loaded, size, processing, tasks, first=not views))
-        offered = _tasks(views[0].loaded, tasks)
+            views.append(_view(loaded, size, processing, wishes, first=not views))
+        loaded = views[0].loaded
+        macs = count_macs(loaded.model, *_network_inputs(loaded.model, sizes[0]))
         subjects = _write_graphs(folder, views, progress)
         parity = prove(
             folder,
             subjects,
             processing.geometry,
             shown.images,
+            macs,
             list(precisions) if precisions else None,
             progress,
         )
         progress.step("writing the manifest")
-        loaded = views[0].loaded
+        offered = tasks_of(loaded, wishes.tasks)
         manifest = bundle.Manifest(
             name=name,
             version=version,
@@ -122,34 +151,36 @@ def export_bundle(
             geometry=processing.geometry,
             graphs=[subject.graph for subject in subjects],
             files=describe_files(folder),
-            labels=[bundle.Label(id=i, name=label) for i, label in loaded.labels.items()],
+            labels=labels_of(loaded, wishes),
             activation=loaded.activation,
-            explain=_explain(loaded) if "attention" in offered else None,
+            profile=wishes.profile,
+            defaults=defaults_of(loaded),
+            segmentation=segmentation_of(loaded, wishes),
+            explain=explain_section(loaded) if "attention" in offered else None,
             parity=parity,
             accuracy=list(accuracy),
-            provenance=_provenance(checkpoint, loaded, shown),
+            provenance=_provenance(checkpoint, loaded, shown, note),
             parameters=count_parameters(loaded.model),
-            macs=count_macs(loaded.model, torch.zeros(1, 3, *sizes[0])),
+            macs=macs,
         )
         return publish(folder, out, manifest)
 
 
 def _view(
-    loaded: Loaded,
-    size: Canvas,
-    processing: Preprocessing,
-    tasks: Sequence[bundle.Task] | None,
-    first: bool,
+    loaded: Loaded, size: Canvas, processing: Preprocessing, wishes: Wishes, first: bool
 ) -> _View:
     entry = Entry(
         processing.scale, processing.mean, processing.std, flip_channels=processing.flip_channels
     )
     canvas = Size(height=size[0], width=size[1])
     suffix = "" if first else f"-{canvas}"
-    serve = Serve(entry, loaded.model, loaded.activation or "softmax")
-    heads: dict[str, Serve | Explain] = {f"model{suffix}.onnx": serve}
-    if "attention" in _tasks(loaded, tasks):
-        heads[f"explain{suffix}.onnx"] = Explain(entry, loaded.model)
+    padded = processing.geometry.placement == "pad"
+    serve = serving_head(loaded, entry, canvas, wishes)
+    heads = {f"model{suffix}.onnx": _Head("serve", serve, serving_examples(serve, canvas, padded))}
+    if "attention" in tasks_of(loaded, wishes.tasks):
+        explain = Explain(entry, loaded.model, loaded.activation or "softmax")
+        examples = explain_examples(loaded, canvas, padded)
+        heads[f"explain{suffix}.onnx"] = _Head("explain", explain, examples)
     return _View(canvas, loaded, heads)
 
 
@@ -160,53 +191,21 @@ def _write_graphs(folder: Path, views: list[_View], progress: Progress) -> list[
     for view in views:
         for file, head in view.heads.items():
             progress.step(f"tracing {file}")
-            kind: bundle.GraphKind = "serve" if isinstance(head, Serve) else "explain"
-            model = trace(head, _examples(kind, view.canvas))
+            model = trace(head.module, head.examples)
             traced[file] = model
             graph = bundle.Graph(
-                file=file, kind=kind, canvas=view.canvas, precision="fp32", **signature(model)
+                file=file, kind=head.kind, canvas=view.canvas, precision="fp32", **signature(model)
             )
-            subjects.append(Subject(graph, head))
+            subjects.append(Subject(graph, head.module))
     progress.step("writing the graphs")
     save(traced, folder)
     return subjects
 
 
-def _examples(kind: bundle.GraphKind, canvas: Size) -> dict[str, torch.Tensor]:
-    images = torch.zeros(2, canvas.height, canvas.width, 3, dtype=torch.uint8)
-    if kind == "serve":
-        return {"images": images}
-    return {"images": images, "query": torch.zeros(2, dtype=torch.int64)}
-
-
-def _tasks(loaded: Loaded, wanted: Sequence[bundle.Task] | None) -> list[bundle.Task]:
-    possible: list[bundle.Task] = ["classify"] if loaded.labels else []
-    if isinstance(loaded.model, ViT):
-        possible += ["attention"]
-    possible += ["embed"]
-    impossible = [task for task in wanted or [] if task not in possible]
-    if impossible:
-        raise StartError(
-            f"{loaded.architecture} cannot do {', '.join(impossible)}; "
-            f"it can do {', '.join(possible)}"
-        )
-    return [task for task in possible if not wanted or task in wanted]
-
-
-def _explain(loaded: Loaded) -> bundle.Explain:
-    assert isinstance(loaded.model, ViT)
-    config = loaded.model.config
-    # A distilled DeiT whose head reads only the class token holds its second token as a register.
-    distilled = config.class_tokens == 2 or loaded.family == "deit"
-    others = ["distillation"] * distilled + ["register"] * config.registers
-    return bundle.Explain.model_validate(
-        {
-            "layers": config.depth,
-            "heads": config.heads,
-            "patch_size": config.patch_size,
-            "prefix_tokens": ["class", *others][: config.prefix_tokens],
-        }
-    )
+def _network_inputs(model: nn.Module, canvas: Canvas) -> tuple[torch.Tensor, ...]:
+    """One picture that fills the canvas."""
+    images = torch.zeros(1, 3, *canvas)
+    return (images, torch.tensor([canvas])) if takes_sizes(model) else (images,)
 
 
 def _preprocessor_config(checkpoint: Checkpoint, given: Path | None) -> dict[str, Any]:
@@ -228,7 +227,7 @@ def _preprocessor_config(checkpoint: Checkpoint, given: Path | None) -> dict[str
     return config
 
 
-def _own_canvas(checkpoint: Checkpoint, config: dict[str, Any]) -> Canvas:
+def _own_canvases(checkpoint: Checkpoint, config: dict[str, Any]) -> list[Canvas]:
     """Where the preprocessor ends, if it fixes that; else what the checkpoint says of itself.
 
     Raises:
@@ -236,9 +235,12 @@ def _own_canvas(checkpoint: Checkpoint, config: dict[str, Any]) -> Canvas:
         that one of them is wrong.
     """
     try:
-        nominal = read_preprocessor(config).geometry.nominal
+        geometry = read_preprocessor(config).geometry
     except PreprocessorError:
-        return default_canvas(checkpoint)
+        return [default_canvas(checkpoint)]
+    nominal = geometry.nominal
+    if geometry.placement == "pad":
+        return [(canvas.height, canvas.width) for canvas in padded_canvases(geometry)]
     own = checkpoint.config.get("image_size")
     fixed = checkpoint.config.get("model_type") in _FIXED_SIZE and own is not None
     if fixed and sides(own) != (nominal.height, nominal.width):
@@ -247,7 +249,7 @@ def _own_canvas(checkpoint: Checkpoint, config: dict[str, Any]) -> Canvas:
             f"the preprocessor of {checkpoint.source} ends at {nominal}, but its config says that "
             f"the network takes {height}x{width}; choose one with --canvas"
         )
-    return nominal.height, nominal.width
+    return [(nominal.height, nominal.width)]
 
 
 def _read(config: dict[str, Any], canvas: Canvas) -> Preprocessing:
@@ -263,7 +265,9 @@ def _default_name(checkpoint: Checkpoint) -> str:
     return checkpoint.source.rsplit("/", 1)[-1]
 
 
-def _provenance(checkpoint: Checkpoint, loaded: Loaded, shown: Pictures) -> bundle.Provenance:
+def _provenance(
+    checkpoint: Checkpoint, loaded: Loaded, shown: Pictures, note: str | None
+) -> bundle.Provenance:
     packages = ("saccade", "torch", "onnx", "onnxscript", "onnxruntime", "openvino")
     return bundle.Provenance(
         source=checkpoint.source if checkpoint.revision else checkpoint.folder.resolve().name,
@@ -274,6 +278,7 @@ def _provenance(checkpoint: Checkpoint, loaded: Loaded, shown: Pictures) -> bund
         exporter={package: number for package in packages if (number := _installed(package))},
         pictures=shown.description,
         ignored_weights=loaded.ignored,
+        note=note,
     )
 
 

@@ -1,6 +1,7 @@
 """``saccade export``: a checkpoint in, a proven bundle out."""
 
 import re
+import resource
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -14,8 +15,9 @@ from rich.status import Status
 from rich.table import Column, Table
 
 from export.build import export_bundle
+from export.plan import Wishes
 from models.checkpoints import CheckpointError
-from service.bundle import Bundle, Parity, Precision, Task
+from service.bundle import Bundle, Mode, Parity, Precision, Task
 from service.errors import ServiceError
 from service.geometry import Size
 
@@ -32,8 +34,25 @@ class TaskWish(StrEnum):
     """What ``--task`` takes."""
 
     CLASSIFY = "classify"
+    DETECT = "detect"
+    SEGMENT = "segment"
     ATTENTION = "attention"
     EMBED = "embed"
+
+
+class ModeWish(StrEnum):
+    """What ``--mode`` takes."""
+
+    PANOPTIC = "panoptic"
+    INSTANCE = "instance"
+    SEMANTIC = "semantic"
+
+
+class ProfileWish(StrEnum):
+    """What ``--profile`` takes."""
+
+    REFERENCE = "reference"
+    HF = "hf"
 
 
 def _canvas(text: str) -> Size:
@@ -66,6 +85,23 @@ def export(
         list[TaskWish] | None,
         typer.Option(help="Tasks to offer; else all that the model can do"),
     ] = None,
+    profile: Annotated[
+        ProfileWish,
+        typer.Option(
+            help="Boxes and segments as the papers' authors make them, or as transformers does"
+        ),
+    ] = ProfileWish.REFERENCE,
+    mode: Annotated[
+        list[ModeWish] | None,
+        typer.Option(help="Modes of a segmenter, the default first; else all three"),
+    ] = None,
+    stuff: Annotated[
+        str | None,
+        typer.Option(
+            help="Classes of a segmenter that are not counted, such as 'sky,road'; '' for none. "
+            "Known of the label sets of COCO and Cityscapes"
+        ),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")] = None,
     images: Annotated[
         Path | None,
@@ -86,7 +122,7 @@ def export(
     precisions = [kind.value for kind in precision or [] if kind != PrecisionWish.AUTO]
     if precisions and PrecisionWish.AUTO in (precision or []):
         raise typer.BadParameter("auto cannot be joined with others", param_hint="--precision")
-    console = Console(stderr=True)
+    console, started_s = Console(stderr=True), time.monotonic()
     try:
         with Steps(console) as steps:
             bundle = export_bundle(
@@ -96,7 +132,12 @@ def export(
                 version=version,
                 canvases=[(size.height, size.width) for size in canvas or []],
                 precisions=cast(list[Precision], precisions),
-                tasks=cast(list[Task], [kind.value for kind in task or []]),
+                wishes=Wishes(
+                    profile=profile.value,
+                    tasks=cast(list[Task], [kind.value for kind in task or []]),
+                    modes=cast(list[Mode], [kind.value for kind in mode or []]),
+                    stuff=None if stuff is None else [s.strip() for s in stuff.split(",") if s],
+                ),
                 images=images,
                 revision=revision,
                 preprocessor=preprocessor,
@@ -107,7 +148,7 @@ def export(
         raise typer.Exit(1) from None
     for notice in steps.notices:
         console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    _print_result(Console(), bundle)
+    _print_result(Console(), bundle, started_s)
 
 
 class Steps:
@@ -152,9 +193,9 @@ class Steps:
         self._console.print(f"{seconds:6.1f} s  {text}", markup=False, highlight=False)
 
 
-def _print_result(console: Console, bundle: Bundle) -> None:
+def _print_result(console: Console, bundle: Bundle, started_s: float) -> None:
     manifest = bundle.manifest
-    columns = ("runtime", "canvas", "max error", "cosine", "top-1", "batched", "explain")
+    columns = ("runtime", "canvas", "max error", "cosine", "agree", "batched", "explain")
     table = Table(
         *(Column(name, overflow="fold") for name in columns),
         box=box.SIMPLE_HEAD,
@@ -171,11 +212,19 @@ def _print_result(console: Console, bundle: Bundle) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"written to {bundle.folder}", markup=False, highlight=False, soft_wrap=True)
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    console.print(
+        f"written to {bundle.folder} in {time.monotonic() - started_s:.0f} s, with at most "
+        f"{peak_mb:.0f} MB of memory",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _cells(parity: Parity) -> list[str]:
-    agreement = parity.top1_agreement
+    shares = (parity.top1_agreement, parity.box_agreement, parity.mask_agreement)
+    agreement = min((share for share in shares if share is not None), default=None)
     return [
         f"{parity.runtime} {parity.precision}",
         str(parity.canvas),

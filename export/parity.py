@@ -7,11 +7,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from export.agreement import compare_boxes, compare_masks
 from service.bundle import Graph, Parity
 from service.worker.runtimes.base import Arrays, Runtime
 
 FP32_LIMIT = 1e-5
 COSINE_LIMIT = 0.999
+# Of detectors and segmenters, whose decoders look where earlier layers found something: a rounding
+# can move what a query sees.
+STRUCTURED_LIMIT = 1e-3
+STRUCTURED_COSINE_LIMIT = 0.99
+FP32_AGREEMENT_LIMIT = 0.999
+REDUCED_AGREEMENT_LIMIT = 0.98
 REDUCED_BATCH_LIMIT = 1e-3  # what a picture's neighbours may change below fp32: a rounding or two
 
 _TIE = 4.0  # a top-1 may change where the margin is below this many rms errors of the logits
@@ -51,59 +58,111 @@ def run_in_batches(runtime: Runtime, inputs: Arrays, batch: int = 8) -> Arrays:
 def measure(graph: Graph, runtime: Runtime, expected: Arrays, inputs: Arrays) -> Parity:
     """How far the serving graph is from ``expected``, alone and in batches of eight."""
     alone, batched = run_alone(runtime, inputs), run_in_batches(runtime, inputs)
-    errors = {name: _error(name, expected, alone) for name in expected}
-    spread = {name: _error(name, alone, batched) for name in expected}
-    name = "scores" if "scores" in expected else "embedding"
-    attention = errors.get("attention")
+    errors = _score_errors(expected, alone)
+    spread = _score_errors(alone, batched)
+    boxes = compare_boxes(expected, alone) if "boxes" in expected else None
+    attention = _error("attention", expected, alone) if "attention" in expected else None
+    embedding = _error("embedding", expected, alone) if "embedding" in expected else None
     return Parity(
         runtime=runtime.name,  # type: ignore[arg-type]
         precision=runtime.precision,  # type: ignore[arg-type]
         canvas=graph.canvas,
         images=_count(inputs),
-        max_error=_largest(errors[name]),
-        rms_error=float(np.sqrt(np.square(errors[name]).mean())),
-        cosine=_cosine(expected, alone),
-        top1_agreement=_top1_agreement(expected, alone),
-        batch_error=_largest(spread[name]),
-        embedding_error=_largest(errors["embedding"]),
+        max_error=_largest(errors),
+        rms_error=float(np.sqrt(np.square(errors).mean())),
+        cosine=min(_cosine(name, expected, alone) for name in _compared(expected)),
+        top1_agreement=_top1_agreement(expected, alone) if "embedding" in expected else None,
+        batch_error=_largest(spread),
+        embedding_error=None if embedding is None else _largest(embedding),
         attention_error=None if attention is None else _largest(attention),
+        box_error=None if boxes is None else boxes.error,
+        box_agreement=None if boxes is None else boxes.agreement,
+        mask_agreement=compare_masks(expected, alone) if "masks" in expected else None,
     )
 
 
 def measure_explain(runtime: Runtime, expected: Arrays, inputs: Arrays) -> float:
-    """The largest absolute error of any map of the explain graph, alone or in a batch."""
+    """The largest error of any output of the explain graph, alone or in a batch: absolute, and
+    relative to the largest value of a picture where that is above one, as of logits.
+    """
     found = (run_alone(runtime, inputs), run_in_batches(runtime, inputs))
-    return max(_largest(_error(name, expected, one)) for one in found for name in expected)
+    worst = 0.0
+    for name, wanted in expected.items():
+        rows = np.abs(wanted.astype(np.float64)).reshape(len(wanted), -1)
+        scale = np.maximum(rows.max(axis=1), 1).reshape(-1, *(1,) * (wanted.ndim - 1))
+        errors = (_error(name, expected, one) / scale for one in found)
+        worst = max([worst, *map(_largest, errors)])
+    return worst
 
 
 def objections(parity: Parity) -> list[str]:
     """Why this pair of runtime and precision may not serve, one clause each; none if it may."""
+    structured = parity.box_agreement is not None or parity.mask_agreement is not None
+    found = _low_agreement(parity)
     if parity.precision == "fp32":
+        score_limit = STRUCTURED_LIMIT if structured else FP32_LIMIT
         errors = {
-            "largest error of a score" if parity.top1_agreement is not None else "largest error": (
-                parity.max_error
-            ),
-            "largest difference between alone and batched": parity.batch_error,
-            "largest relative error of the embedding": parity.embedding_error,
-            "largest error of the attention": parity.attention_error,
-            "largest error of the explain graph": parity.explain_error,
+            "largest error of a score"
+            if parity.embedding_error is None or parity.top1_agreement is not None
+            else "largest error": (parity.max_error, score_limit),
+            "largest difference between alone and batched": (parity.batch_error, score_limit),
+            "largest relative error of the embedding": (parity.embedding_error, FP32_LIMIT),
+            "largest error of the attention": (parity.attention_error, FP32_LIMIT),
+            "largest error of the explain graph": (parity.explain_error, score_limit),
+            "largest error of a box edge": (parity.box_error, STRUCTURED_LIMIT),
         }
-        return [
-            f"{what} is {error:.1e} (limit {FP32_LIMIT:.0e})"
-            for what, error in errors.items()
-            if error is not None and not error <= FP32_LIMIT
+        return found + [
+            f"{what} is {error:.1e} (limit {limit:.0e})"
+            for what, (error, limit) in errors.items()
+            if error is not None and not error <= limit
         ]
-    found = []
-    if not parity.cosine >= COSINE_LIMIT:
-        found.append(f"smallest cosine is {parity.cosine:.5f} (limit {COSINE_LIMIT})")
+    limit = STRUCTURED_COSINE_LIMIT if structured else COSINE_LIMIT
+    if not parity.cosine >= limit:
+        found.append(f"smallest cosine is {parity.cosine:.5f} (limit {limit})")
     if parity.batch_error is not None and not parity.batch_error <= REDUCED_BATCH_LIMIT:
         found.append(
             f"largest difference between alone and batched is {parity.batch_error:.1e} "
             f"(limit {REDUCED_BATCH_LIMIT:.0e})"
         )
-    if parity.top1_agreement is not None and not parity.top1_agreement >= 1:
-        found.append(f"top-1 agreement beyond ties is {parity.top1_agreement:.3f} (limit 1)")
     return found
+
+
+def _low_agreement(parity: Parity) -> list[str]:
+    limit = FP32_AGREEMENT_LIMIT if parity.precision == "fp32" else REDUCED_AGREEMENT_LIMIT
+    agreements = {
+        "top-1 agreement beyond ties": (parity.top1_agreement, 1.0),
+        "share of boxes that agree": (parity.box_agreement, limit),
+        "share of pixels that agree": (parity.mask_agreement, limit),
+    }
+    return [
+        f"{what} is {share:.3f} (limit {least:g})"
+        for what, (share, least) in agreements.items()
+        if share is not None and not share >= least
+    ]
+
+
+def _compared(arrays: Arrays) -> list[str]:
+    """The outputs whose direction is compared; rows of boxes may change places, scores hardly."""
+    if "masks" in arrays:
+        return ["logits", "masks"]
+    if "boxes" in arrays:
+        return ["scores"]
+    return ["logits"] if "logits" in arrays else ["embedding"]
+
+
+def _score_errors(expected: Arrays, found: Arrays) -> Floats:
+    """Errors of probabilities, or of embeddings where there are none."""
+    if "scores" in expected:
+        return _error("scores", expected, found)
+    if "logits" in expected:
+        return np.abs(_softmax(found["logits"]) - _softmax(expected["logits"]))
+    return _error("embedding", expected, found)
+
+
+def _softmax(logits: NDArray[np.generic]) -> Floats:
+    raised = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    shares: Floats = raised / raised.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def _count(inputs: Mapping[str, NDArray[np.generic]]) -> int:
@@ -124,11 +183,10 @@ def _largest(error: Floats) -> float:
     return float(np.nan_to_num(error, nan=np.finfo(float).max).max())
 
 
-def _cosine(expected: Arrays, found: Arrays) -> float:
-    """The smallest over the pictures, of centred logits, or of embeddings without a head."""
-    name = "logits" if "logits" in expected else "embedding"
-    a, b = expected[name].astype(np.float64), found[name].astype(np.float64)
-    if name == "logits" and a.shape[1] > 1:
+def _cosine(name: str, expected: Arrays, found: Arrays) -> float:
+    """The smallest over the pictures, of one output, centred unless it is an embedding."""
+    a, b = (one[name].astype(np.float64).reshape(len(one[name]), -1) for one in (expected, found))
+    if name != "embedding" and a.shape[1] > 1:
         a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosines = (a * b).sum(axis=1) / np.maximum(norms, np.finfo(float).tiny)
@@ -152,9 +210,15 @@ def _top1_agreement(expected: Arrays, found: Arrays) -> float | None:
 
 def summary(parity: Parity) -> str:
     """The figures in one line, for people."""
-    agreement = parity.top1_agreement
-    top1 = "" if agreement is None else f", top-1 agreement {agreement:.3f}"
+    shares = {
+        "top-1": parity.top1_agreement,
+        "box": parity.box_agreement,
+        "mask": parity.mask_agreement,
+    }
+    named = [
+        f", {name} agreement {share:.3f}" for name, share in shares.items() if share is not None
+    ]
     return (
         f"max error {parity.max_error:.1e}, rms {parity.rms_error:.1e}, "
-        f"cosine {parity.cosine:.6f}{top1} on {parity.images} pictures"
+        f"cosine {parity.cosine:.6f}{''.join(named)} on {parity.images} pictures"
     )

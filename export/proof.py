@@ -7,11 +7,12 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from export.explain import proof_inputs
 from export.parity import measure, measure_explain, objections, reference, summary
 from export.progress import Progress
 from service.bundle import Graph, Parity, Precision
 from service.errors import StartError
-from service.geometry import Geometry, Size, place, to_canvas
+from service.geometry import Geometry, Size, choose_canvas, place, to_canvas
 from service.worker.runtimes.base import Arrays, Runtime
 from service.worker.runtimes.choose import (
     FASTEST_FIRST,
@@ -20,6 +21,10 @@ from service.worker.runtimes.choose import (
     open_graph,
     supports,
 )
+
+FEWEST_PICTURES = 4
+PROOF_MACS = 500_000_000_000
+"""What the pictures of one graph may cost each time that they are run."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ def prove(
     subjects: list[Subject],
     geometry: Geometry,
     pictures: list[Image.Image],
+    macs: int,
     wanted: list[Precision] | None,
     progress: Progress,
 ) -> list[Parity]:
@@ -49,12 +55,16 @@ def prove(
 
     fp32 is always tried and has to pass; ``wanted`` precisions have to pass; without ``wanted``,
     bf16 is tried and left out where it fails. Runtimes that are not installed are left out.
+    ``macs`` of one picture bound how many are run: every one of a small network, and at least four
+    at each canvas, those first that the server would put there.
 
     Raises:
         StartError: what has to pass does not, with the figures and the limits.
     """
-    progress.step(f"running the reference in PyTorch on {len(pictures)} pictures")
-    cases = [_case(subject, geometry, pictures) for subject in subjects]
+    most = max(FEWEST_PICTURES, min(len(pictures), PROOF_MACS // macs))
+    canvases = list(dict.fromkeys(subject.graph.canvas for subject in subjects))
+    progress.step(f"running the reference in PyTorch on {min(most, len(pictures))} pictures")
+    cases = [_case(subject, geometry, canvases, pictures, most) for subject in subjects]
     required = {"fp32", *(wanted or [])}
     proven: list[Parity] = []
     for choice in FASTEST_FIRST:
@@ -115,25 +125,33 @@ def _open(folder: Path, graph: Graph, choice: Choice) -> Runtime:
     return runtime
 
 
-def _case(subject: Subject, geometry: Geometry, pictures: list[Image.Image]) -> _Case:
-    canvas = subject.graph.canvas
+def _case(
+    subject: Subject,
+    geometry: Geometry,
+    canvases: list[Size],
+    pictures: list[Image.Image],
+    most: int,
+) -> _Case:
+    graph = subject.graph
+    placements = [place(geometry, _size(picture), graph.canvas) for picture in pictures]
+    chosen = [choose_canvas(geometry, _size(picture), canvases) for picture in pictures]
+    own_first = sorted(range(len(pictures)), key=lambda i: chosen[i] != graph.canvas)[:most]
+    count = len(own_first)
     inputs: Arrays = {
-        "images": np.stack(
-            [
-                to_canvas(
-                    picture,
-                    place(geometry, Size(height=picture.height, width=picture.width), canvas),
-                )
-                for picture in pictures
-            ]
-        )
+        "images": np.stack([to_canvas(pictures[i], placements[i]) for i in own_first])
     }
-    if subject.graph.kind == "explain":
-        inputs["query"] = _queries(subject.graph, len(pictures))
+    named = {tensor.name for tensor in graph.inputs}
+    if "sizes" in named:
+        valid = [placements[i].valid for i in own_first]
+        inputs["sizes"] = np.array([[v.height, v.width] for v in valid], dtype=np.int32)
+    if "threshold" in named:
+        # Every other picture keeps nearly all queries, so that those of random weights merge too.
+        inputs["threshold"] = np.where(np.arange(count) % 2, 0.02, 0.5).astype(np.float32)
+        inputs["overlap_threshold"] = np.full(count, 0.8, dtype=np.float32)
+    if graph.kind == "explain":
+        inputs |= proof_inputs(graph, count)
     return _Case(subject, inputs, reference(subject.head, inputs))
 
 
-def _queries(graph: Graph, count: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """The class token first, then tokens spread over the patches."""
-    patches = next(tensor.shape[-1] for tensor in graph.outputs if tensor.role == "rollout")
-    return np.linspace(0, patches, count).astype(np.int64)
+def _size(picture: Image.Image) -> Size:
+    return Size(height=picture.height, width=picture.width)

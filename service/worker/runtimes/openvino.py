@@ -91,7 +91,8 @@ def _precision(compiled: ov.CompiledModel) -> str:
 
 def _signatures(ports: list[ov.ConstOutput]) -> dict[str, Signature]:
     return {
-        port.get_any_name(): (
+        # A tensor can go by several names; the node of an input or output is called as in the file.
+        port.get_node().get_friendly_name().removesuffix("/sink_port_0"): (
             str(port.get_element_type().to_dtype()),
             tuple(
                 None if side.is_dynamic else side.get_length() for side in port.get_partial_shape()
