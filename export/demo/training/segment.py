@@ -24,7 +24,7 @@ NO_OBJECT_WEIGHT = 0.1
 
 def mask2former_config() -> Mask2FormerConfig:
     """The classifier's network as backbone, and 0.4 M parameters that make segments of its maps."""
-    backbone = replace(swin_config(), classes=0)
+    backbone = replace(swin_config(), classes=0, always_pad=True)
     return Mask2FormerConfig(
         canvas=backbone.canvas,
         backbone=backbone,

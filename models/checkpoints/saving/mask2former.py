@@ -20,18 +20,19 @@ GROUPS = 32
 def mask2former_checkpoint(model: Mask2Former) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and the weights by transformers' names."""
     config, state = model.config, model.state_dict()
-    if not isinstance(config.backbone, SwinConfig) or config.groups != GROUPS:
+    backbone = config.backbone
+    if not isinstance(backbone, SwinConfig) or not backbone.always_pad or config.groups != GROUPS:
         raise CheckpointError(
-            f"a Mask2Former can be saved here with a Swin backbone and {GROUPS} groups; the "
-            "network has others"
+            "a Mask2Former can be saved here if its backbone is a Swin that always pads, and its "
+            f"norms have {GROUPS} groups; the network is another"
         )
     numbers = Numbers()
     weights = numbers.weights(segmenter_weights(numbers, config, state)[0], state)
     width = model.backbone.channels[-1]
     # Of no use within a segmenter, but transformers warns where it is missing.
-    weights[f"{BACKBONE}layernorm.weight"] = torch.ones(width)
-    weights[f"{BACKBONE}layernorm.bias"] = torch.zeros(width)
-    return _config(config, config.backbone), weights
+    weights[f"{BACKBONE}swin.layernorm.weight"] = torch.ones(width)
+    weights[f"{BACKBONE}swin.layernorm.bias"] = torch.zeros(width)
+    return _config(config, backbone), weights
 
 
 def _config(config: Mask2FormerConfig, backbone: SwinConfig) -> dict[str, Any]:
