@@ -95,6 +95,17 @@ def grids(config: StagesConfig) -> list[tuple[int, int]]:
     return [(-(-config.canvas[0] // side), -(-config.canvas[1] // side)) for side in strides]
 
 
+def token_at(config: StagesConfig, stage: int, place: Tensor) -> Tensor:
+    """The token (B,) of a stage's map that holds ``place`` (B, 2), y and x as shares of the
+    canvas.
+    """
+    cells = []
+    for axis, cell_count in enumerate(grids(config)[stage]):
+        span = config.canvas[axis] / (config.patch_size * 2**stage)
+        cells.append((place[:, axis] * span).long().clamp(0, cell_count - 1))
+    return cells[0] * grids(config)[stage][1] + cells[1]
+
+
 class Gather(nn.Module):
     """Tokens (B, N, D) taken in the order of a constant index; N stands for a token of zeros."""
 
@@ -150,6 +161,21 @@ class Windows(nn.Module):
 
     def unpartition(self, x: Tensor) -> Tensor:  # (B, nW, M*M, D) -> (B, N, D)
         return self.to_tokens(x.flatten(1, 2))
+
+    def row(self, weights: Tensor, token: Tensor) -> Tensor:
+        """Attention of one token per picture to all: zero outside its window.
+
+        ``weights`` (B, nW, h, M*M, M*M), ``token`` (B,); returns (B, h, N).
+        """
+        tokens = self.side**2
+        place = self.places.index_select(0, token)
+        window, row = place // tokens, place % tokens
+        index = window.view(-1, 1, 1, 1, 1).expand(-1, -1, *weights.shape[2:])
+        weights = weights.gather(1, index)[:, 0]  # (B, h, M*M, M*M)
+        index = row.view(-1, 1, 1, 1).expand(-1, weights.shape[1], 1, tokens)
+        seen = weights.gather(2, index)[:, :, 0].index_select(2, self.places % tokens)
+        same = self.places // tokens == window[:, None]
+        return torch.where(same[:, None], seen, 0.0)
 
     def _cut(self, picture: Tensor) -> Tensor:  # (rows, columns) -> (nW, M, M)
         rows = picture.unflatten(0, (-1, self.side)).unflatten(2, (-1, self.side))
@@ -309,6 +335,7 @@ class Trunk(nn.Module):
         self, config: StagesConfig, block: type[nn.Module], merge: type[nn.Module]
     ) -> None:
         super().__init__()
+        self.config = config
         sides = (-side % config.patch_size for side in config.canvas)
         self.pad_down, self.pad_across = sides
         self.patch_embed = nn.Conv2d(3, config.dim, config.patch_size, stride=config.patch_size)
@@ -333,6 +360,20 @@ class Trunk(nn.Module):
                 x = block(x)
             outputs.append(x)
         return outputs
+
+    def forward_with_rows(self, images: Tensor, place: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The tokens that leave the last stage, and per block the attention (B, h, N) of the token
+        that holds ``place`` (B, 2), y and x as shares of the canvas, to its stage's tokens.
+        """
+        x = self.embed(images)
+        rows = []
+        for stage, blocks in enumerate(self.stages):
+            x = self.merges[stage - 1](x) if stage else x
+            token = token_at(self.config, stage, place)
+            for block in blocks:  # type: ignore[attr-defined]
+                x, weights = block.forward_with_weights(x)
+                rows.append(block.windows.row(weights, token))
+        return x, rows
 
     def embed(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, N, D)
         if self.pad_down or self.pad_across:
@@ -385,3 +426,23 @@ class SwinClassifier(nn.Module):
         embedding = tokens.mean(dim=1)
         named = {"features": as_map(tokens, grids(self.config)[-1]), "embedding": embedding}
         return named if self.head is None else named | {"logits": self.head(embedding)}
+
+    def explain(self, images: Tensor, query: Tensor, place: Tensor) -> dict[str, Tensor]:
+        """Where a class was seen, and what one place looked at.
+
+        ``query`` (B,) int64 is a class, -1 the best; ``place`` (B, 2) y and x as shares of the
+        canvas. Returns ``cam`` (B, gh, gw), the class's logit by place of the last map, of which it
+        is the mean (Zhou et al. 2015, arXiv 1512.04150, eq. 2), and ``attention.{i}`` (B, h, N_i)
+        for every block, counted through all stages: the row of the token of its map that holds
+        ``place``, over the whole map, zero outside the token's window.
+        """
+        tokens, rows = self.trunk.forward_with_rows(images, place)
+        named = {f"attention.{index}": row for index, row in enumerate(rows)}
+        if self.head is None:
+            return named
+        tokens = self.norm(tokens)
+        best = self.head(tokens.mean(dim=1)).argmax(dim=-1)
+        classes = torch.where(query < 0, best, query)
+        weight, bias = self.head.weight[classes], self.head.bias[classes]
+        cam = (tokens @ weight[:, :, None])[..., 0] + bias[:, None]
+        return {"cam": cam.unflatten(1, grids(self.config)[-1])} | named

@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import Mlp
@@ -101,8 +100,12 @@ class CosineAttention(WindowAttention):
 
     def similarity(self, q: Tensor, k: Tensor) -> Tensor:
         scale = self.log_scale.clamp(max=LARGEST_LOG_SCALE).exp().repeat(self.groups, 1, 1)
-        q = F.normalize(q, dim=-1, eps=SMALLEST_NORM) * scale
-        return q @ F.normalize(k, dim=-1, eps=SMALLEST_NORM).transpose(-2, -1)
+        return (_unit(q) * scale) @ _unit(k).transpose(-2, -1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Vectors of length 1 along the last axis."""
+    return x / x.norm(dim=-1, keepdim=True).clamp(min=SMALLEST_NORM)
 
 
 class BlockV2(nn.Module):
