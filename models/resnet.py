@@ -31,6 +31,8 @@ class ResNetConfig:
         stages = len(self.depths)
         if len(self.widths) != stages:
             raise ValueError(f"{stages} depths but {len(self.widths)} widths; one each per stage")
+        if self.basic and self.dilated:
+            raise ValueError("basic blocks cannot be dilated; bottlenecks can")
         known = [stage for stage in range(1, stages + 1) if stage in self.returned]
         if not known or known != list(self.returned):
             raise ValueError(f"stages {self.returned} are not rising numbers from 1 to {stages}")

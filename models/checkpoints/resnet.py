@@ -6,6 +6,7 @@ state of ``models.resnet.ResNet``, and gives ``batch_counters`` to ``StrictReade
 state is loaded, ``models.resnet.fold_norms`` leaves plain convolutions.
 """
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -78,9 +79,10 @@ def _timm(
     stride = options.get("output_stride") or (16 if config.get("dilation") else 32)
     if stride not in (16, 32):
         raise CheckpointError(f"the backbone's output_stride is {stride}; supported are 16 and 32")
-    return ResNetConfig(
-        known.depths, known.widths, basic=known.basic, dilated=stride == 16, returned=returned
-    )
+    try:
+        return dataclasses.replace(known, dilated=stride == 16, returned=returned)
+    except ValueError as error:
+        raise CheckpointError(f"the backbone {name!r} cannot be built: {error}") from error
 
 
 def _transformers(backbone: dict[str, Any], returned: tuple[int, ...]) -> ResNetConfig:
