@@ -1,6 +1,8 @@
 """The lesson of the segmenter: masks and classes of all segments, matched one to one."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from export.demo.training.classify import SwinLesson, logits_of, swin_config
 from export.demo.training.loop import Figures, Losses
 from export.demo.training.matching import mask_costs, match, of_classes
 from models.mask2former import Mask2Former, Mask2FormerConfig
-from models.swin import Swin, SwinClassifier
+from models.swin import Swin, SwinClassifier, as_map
 
 NO_OBJECT_WEIGHT = 0.1
 
@@ -67,7 +69,8 @@ def mask_losses(logits: Tensor, masks: Tensor, classes: Tensor, truth: Tensor) -
 
 class SegmentLesson(nn.Module):
     """Segments and, from the same backbone, the label: classes and masks before the decoder and
-    after each of its layers, the lesson of the classifier, and what the cells show to every stage.
+    after each of its layers, the lesson of the classifier, and what the cells show to every stage
+    of the backbone and to the tokens that the queries look at.
 
     The classifier goes on learning beside the segmenter, whose masks teach the trunk more than
     labels can.
@@ -75,22 +78,24 @@ class SegmentLesson(nn.Module):
 
     def __init__(self, model: Mask2Former, classifier: SwinClassifier) -> None:
         super().__init__()
-        assert isinstance(model.backbone, Swin)
-        self.model, self.classifier, backbone = model, classifier, model.backbone
+        backbone = model.backbone
+        assert isinstance(backbone, Swin)
+        self.model, self.classifier = model, classifier
         classifier.trunk = backbone.trunk
-        self.norms = backbone.norms
         self.strides = backbone.strides
         self.cell_heads = CellHeads(dict(zip(self.strides, backbone.channels, strict=True)))
-        self._maps: list[Tensor] = []
-        self._tokens: list[Tensor] = []
-        backbone.register_forward_hook(lambda _m, _i, maps: setattr(self, "_maps", maps))
-        backbone.trunk.register_forward_hook(lambda _m, _i, out: setattr(self, "_tokens", out))
+        self.token_heads = CellHeads(dict.fromkeys(self.strides[1:], model.config.dim))
+        self._seen: dict[str, Any] = {}
+        backbone.register_forward_hook(self._keep("maps"))
+        backbone.trunk.register_forward_hook(self._keep("stages"))
+        model.pixel_decoder.register_forward_hook(self._keep("decoded"))
 
     def forward(self, batch: Batch) -> Losses:
         with torch.autocast("cpu", torch.bfloat16):
             stages = self.model.predictions(batch.images)
-            cells = self.cell_heads(dict(zip(self.strides, self._maps, strict=True)), batch)
-            logits = logits_of(self.classifier, self._tokens[-1])
+            maps = dict(zip(self.strides, self._seen["maps"], strict=True))
+            cells = self.cell_heads(maps, batch) + self.token_heads(self._tokens(), batch)
+            logits = logits_of(self.classifier, self._seen["stages"][-1])
         truth = segment_shares(batch, self.strides[0])
         by_stage = [
             mask_losses(named["logits"], named["masks"], batch.classes, truth) for named in stages
@@ -99,11 +104,27 @@ class SegmentLesson(nn.Module):
         label = F.cross_entropy(logits.float(), batch.labels, label_smoothing=0.02)
         return losses | {"cells": cells, "label": label}
 
+    def _tokens(self) -> dict[int, Tensor]:
+        """What the queries look at, as maps by stride."""
+        tokens, _ = self._seen["decoded"]
+        grids = self.model.pixel_decoder.grids
+        maps = (as_map(level, grid) for level, grid in zip(tokens, grids, strict=True))
+        return dict(zip(reversed(self.strides[1:]), maps, strict=True))
+
+    def _keep(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        """A hook that notes what a module gave."""
+
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._seen[name] = output
+
+        return hook
+
 
 def begin_with(lesson: SegmentLesson, taught: SwinLesson) -> None:
     """Take over the trunk, its norms, cell heads and classifier of the first lesson."""
     lesson.classifier.load_state_dict(taught.model.state_dict())
-    lesson.norms.load_state_dict(taught.norms.state_dict())
+    assert isinstance(lesson.model.backbone, Swin)
+    lesson.model.backbone.norms.load_state_dict(taught.norms.state_dict())
     lesson.cell_heads.load_state_dict(taught.cell_heads.state_dict())
 
 
