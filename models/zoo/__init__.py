@@ -2,16 +2,29 @@
 
 from torch import nn
 
+from models.deformable_detr import DeformableDetr, DeformableDetrConfig
 from models.detr import Detr, DetrConfig
+from models.mask2former import Mask2Former, Mask2FormerConfig
+from models.maskformer import MaskFormer, MaskFormerConfig
 from models.vit import ViT, ViTConfig
-from models.zoo import detr, vit
+from models.zoo import deformable_detr, detr, mask2former, maskformer, vit
 from models.zoo.variant import Variant
 
 __all__ = ["ZOO", "Variant", "build"]
 
-ZOO = {variant.name: variant for family in (vit, detr) for variant in family.VARIANTS}
+ZOO = {
+    variant.name: variant
+    for family in (vit, detr, deformable_detr, maskformer, mask2former)
+    for variant in family.VARIANTS
+}
 
-_NETWORKS: dict[type, type[nn.Module]] = {ViTConfig: ViT, DetrConfig: Detr}
+_NETWORKS: dict[type, type[nn.Module]] = {
+    ViTConfig: ViT,
+    DetrConfig: Detr,
+    DeformableDetrConfig: DeformableDetr,
+    MaskFormerConfig: MaskFormer,
+    Mask2FormerConfig: Mask2Former,
+}
 
 
 def build(name: str) -> nn.Module:
