@@ -96,14 +96,13 @@ def grids(config: StagesConfig) -> list[tuple[int, int]]:
 
 
 def token_at(config: StagesConfig, stage: int, place: Tensor) -> Tensor:
-    """The token (B,) of a stage's map that holds ``place`` (B, 2), y and x as shares of the
-    canvas.
+    """The token (B,) of a stage's map that holds ``place`` (B, 2), y and x as shares of the canvas,
+    when the map is stretched over it.
     """
-    cells = []
-    for axis, cell_count in enumerate(grids(config)[stage]):
-        span = config.canvas[axis] / (config.patch_size * 2**stage)
-        cells.append((place[:, axis] * span).long().clamp(0, cell_count - 1))
-    return cells[0] * grids(config)[stage][1] + cells[1]
+    height, width = grids(config)[stage]
+    rows = (place[:, 0] * height).long().clamp(0, height - 1)
+    columns = (place[:, 1] * width).long().clamp(0, width - 1)
+    return rows * width + columns
 
 
 class Gather(nn.Module):
@@ -434,15 +433,17 @@ class SwinClassifier(nn.Module):
         canvas. Returns ``cam`` (B, gh, gw), the class's logit by place of the last map, of which it
         is the mean (Zhou et al. 2015, arXiv 1512.04150, eq. 2), and ``attention.{i}`` (B, h, N_i)
         for every block, counted through all stages: the row of the token of its map that holds
-        ``place``, over the whole map, zero outside the token's window.
+        ``place``, over the whole map, zero outside the token's window; with a head also ``logits``
+        (B, K).
         """
         tokens, rows = self.trunk.forward_with_rows(images, place)
         named = {f"attention.{index}": row for index, row in enumerate(rows)}
         if self.head is None:
             return named
         tokens = self.norm(tokens)
-        best = self.head(tokens.mean(dim=1)).argmax(dim=-1)
-        classes = torch.where(query < 0, best, query)
+        logits = self.head(tokens.mean(dim=1))
+        classes = torch.where(query < 0, logits.argmax(dim=-1), query)
         weight, bias = self.head.weight[classes], self.head.bias[classes]
         cam = (tokens @ weight[:, :, None])[..., 0] + bias[:, None]
-        return {"cam": cam.unflatten(1, grids(self.config)[-1])} | named
+        cam = cam.unflatten(1, grids(self.config)[-1])
+        return {"cam": cam} | named | {"logits": logits}
