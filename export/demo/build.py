@@ -38,7 +38,7 @@ def main() -> None:
 
 @app.command()
 def vit(
-    work: Work, repository: Repository = REPOSITORY, held_out: HeldOut = 4096, threads: Threads = 2
+    work: Work, repository: Repository = REPOSITORY, held_out: HeldOut = 2048, threads: Threads = 2
 ) -> None:
     """Build the ViT classifier's bundle from WORK/vit.pt."""
     model = School(work, threads, Console()).vit()
@@ -48,7 +48,7 @@ def vit(
 
 @app.command()
 def swin(
-    work: Work, repository: Repository = REPOSITORY, held_out: HeldOut = 4096, threads: Threads = 2
+    work: Work, repository: Repository = REPOSITORY, held_out: HeldOut = 2048, threads: Threads = 2
 ) -> None:
     """Build the Swin classifier's bundle from WORK/swin.pt."""
     model = School(work, threads, Console()).swin()
@@ -58,7 +58,7 @@ def swin(
 
 @app.command()
 def detr(
-    work: Work, repository: Repository = REPOSITORY, held_out: HeldOut = 4096, threads: Threads = 2
+    work: Work, repository: Repository = REPOSITORY, held_out: HeldOut = 2048, threads: Threads = 2
 ) -> None:
     """Build the detector's bundle from WORK/detr.pt."""
     model = School(work, threads, Console()).detector()

@@ -100,7 +100,7 @@ class SegmentLesson(nn.Module):
         by_stage = [
             mask_losses(named["logits"], named["masks"], batch.classes, truth) for named in stages
         ]
-        losses = {name: torch.stack([one[name] for one in by_stage]).mean() for name in by_stage[0]}
+        losses = {name: torch.stack([one[name] for one in by_stage]).sum() for name in by_stage[0]}
         label = F.cross_entropy(logits.float(), batch.labels, label_smoothing=0.02)
         return losses | {"cells": cells, "label": label}
 
