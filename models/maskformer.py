@@ -99,21 +99,26 @@ class MaskFormer(nn.Module):
         return predictions
 
     def explain(self, images: Tensor, query: Tensor) -> dict[str, Tensor]:
-        """Where one query per picture looks in every layer.
+        """Where one query per picture looks in every layer, and its mask after each.
 
         ``query`` (B,) int64; -1 stands for the query with the highest probability of a class other
         than "no object". Beside what ``forward`` returns there is ``decoder.{i}`` (B, heads, N),
-        the cross-attention of layer i over the cells of ``grid``, row by row.
+        the cross-attention of layer i over the cells of ``grid``, row by row, and ``mask.{i}`` (B,
+        h*w), the mask in 0..1 that its queries give.
         """
         values, pixels = self._look(images)
         x, places, keys = self._start(values)
-        matrices = []
+        matrices, predictions = [], []
         for layer in self.layers:
             x, weights = layer.forward_with_weights(x, places, keys, values)  # type: ignore[operator]
             matrices.append(weights)
-        named = self._predict(x, pixels)
+            predictions.append(self._predict(x, pixels))
+        named = predictions[-1]
         chosen = chosen_query(named["logits"], query)
         rows = {f"decoder.{index}": rows_of(chosen, each) for index, each in enumerate(matrices)}
+        for index, prediction in enumerate(predictions):
+            mask = rows_of(chosen, prediction["masks"].flatten(2)[:, None])
+            rows[f"mask.{index}"] = mask[:, 0].sigmoid()
         return named | rows
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
