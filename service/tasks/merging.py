@@ -75,14 +75,14 @@ def merge_panoptic(
     if merging.profile == "reference" and merging.rule == "detr":
         firsts = _firsts(merging, classes, np.ones(len(kept), dtype=bool))
         drawn = _detr_rounds(frame, masks, firsts)
-        return _numbered(drawn, kept, classes, scores)
+        return numbered(drawn, kept, classes, scores)
     if merging.profile == "hf":
         drawn, valid = _hf_winners(merging, frame, masks, scores, overlap_threshold)
     else:
         drawn, valid = _reference_winners(merging, frame, masks, scores, overlap_threshold)
     table = np.zeros(len(kept) + 1, dtype=np.uint16)
     table[1:] = np.where(valid, _firsts(merging, classes, valid) + 1, 0)
-    return _numbered(table[drawn], kept, classes, scores)
+    return numbered(table[drawn], kept, classes, scores)
 
 
 def merge_semantic(
@@ -105,6 +105,20 @@ def merge_semantic(
     if merging.modes == ("semantic",):
         return by_resized_sum(masks, weights, inner, outer)
     return by_sum(masks, weights, *composed(outer, inner))
+
+
+def numbered(drawn: Array, queries: Array, classes: Array, scores: Array) -> Segments:
+    """Ids from 1 on, in the order of the masks, for those that ``drawn`` (H, W) shows as index + 1;
+    ``queries``, ``classes`` and ``scores`` (N,) say what they are.
+    """
+    present = np.flatnonzero(np.bincount(drawn.ravel(), minlength=len(queries) + 1)[1:])
+    table = np.zeros(len(queries) + 1, dtype=np.uint16)
+    table[present + 1] = np.arange(1, len(present) + 1)
+    rows = [
+        Segment(number, int(classes[index]), float(scores[index]), int(queries[index]))
+        for number, index in enumerate(present, 1)
+    ]
+    return Segments(table[drawn], rows)
 
 
 def _hf_winners(
@@ -164,15 +178,3 @@ def _firsts(merging: Merging, classes: Array, valid: Array) -> Array:
         if merging.fuses(int(classes[index])):
             firsts[index] = of_class.setdefault(int(classes[index]), int(index))
     return firsts
-
-
-def _numbered(drawn: Array, queries: Array, classes: Array, scores: Array) -> Segments:
-    """Ids from 1 on, in the order of the masks, for those that are drawn (as index + 1)."""
-    present = np.flatnonzero(np.bincount(drawn.ravel(), minlength=len(queries) + 1)[1:])
-    table = np.zeros(len(queries) + 1, dtype=np.uint16)
-    table[present + 1] = np.arange(1, len(present) + 1)
-    rows = [
-        Segment(number, int(classes[index]), float(scores[index]), int(queries[index]))
-        for number, index in enumerate(present, 1)
-    ]
-    return Segments(table[drawn], rows)

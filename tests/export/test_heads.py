@@ -51,6 +51,16 @@ def test_entry_turns_rgb_to_bgr_where_asked() -> None:
     assert found.flatten().tolist() == [0.0, 0.0, 1.0]
 
 
+def test_entry_zeroes_what_lies_beyond_a_padded_picture_after_normalising() -> None:
+    images = every_pixel().expand(2, -1, -1, -1)
+    sizes = torch.tensor([[16, 3], [5, 16]], dtype=torch.int32)
+    entry = Entry(1 / 255, MEAN, STD)
+    whole, found = entry(images), entry(images, sizes)
+    assert torch.equal(found[0, :, :, :3], whole[0, :, :, :3])
+    assert torch.equal(found[1, :, :5], whole[1, :, :5])
+    assert found[0, :, :, 3:].count_nonzero() == found[1, :, 5:].count_nonzero() == 0
+
+
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_scores_are_the_activation_of_the_logits(activation: str) -> None:
     entry = Entry(1 / 255, MEAN, STD)
