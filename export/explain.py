@@ -21,9 +21,6 @@ from service.explain import Explain, Kind, Layer
 from service.geometry import Size
 from service.worker.runtimes.base import Arrays
 
-MASK_STRIDE = 4
-"""Pixels of the canvas per cell of a segmenter's masks."""
-
 
 def explain_section(loaded: Loaded) -> Explain:
     """The kinds of maps that the network's ``explain`` gives, the most telling first."""
@@ -130,7 +127,7 @@ def _of_segmenter(model: Mask2Former | MaskFormer) -> Explain:
     else:
         looks, stages = [strides[-1]] * count, count
     decoder = _layers("decoder", [config.heads] * count, looks)
-    masks = _layers("mask", [0] * stages, [MASK_STRIDE] * stages)
+    masks = _layers("mask", [0] * stages, [strides[0]] * stages)
     return Explain(
         kinds=[
             Kind(name="decoder", query="object", queries=config.queries, layers=decoder),
