@@ -6,20 +6,24 @@ from models.deformable_detr import DeformableDetr, DeformableDetrConfig
 from models.detr import Detr, DetrConfig
 from models.mask2former import Mask2Former, Mask2FormerConfig
 from models.maskformer import MaskFormer, MaskFormerConfig
+from models.swin import SwinClassifier, SwinConfig
+from models.swinv2 import SwinV2Classifier, SwinV2Config
 from models.vit import ViT, ViTConfig
-from models.zoo import deformable_detr, detr, mask2former, maskformer, vit
+from models.zoo import deformable_detr, detr, mask2former, maskformer, swin, vit
 from models.zoo.variant import Variant
 
 __all__ = ["ZOO", "Variant", "build"]
 
 ZOO = {
     variant.name: variant
-    for family in (vit, detr, deformable_detr, maskformer, mask2former)
+    for family in (vit, detr, deformable_detr, maskformer, mask2former, swin)
     for variant in family.VARIANTS
 }
 
 _NETWORKS: dict[type, type[nn.Module]] = {
     ViTConfig: ViT,
+    SwinConfig: SwinClassifier,
+    SwinV2Config: SwinV2Classifier,
     DetrConfig: Detr,
     DeformableDetrConfig: DeformableDetr,
     MaskFormerConfig: MaskFormer,
