@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -11,6 +10,7 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
 from service.api.bodies import Posted, parse_options, read_body
+from service.api.negotiation import choose_media_type
 from service.api.problems import count_rejection, problem_of
 from service.api.schemas.base import Answer, ImageSize, Options
 from service.api.serving import Picture, Serving
@@ -22,19 +22,42 @@ from service.worker.runtimes.base import Arrays
 
 Asked = TypeVar("Asked", bound=Options)
 JSON = "application/json"
+Work = Callable[[bytes], Awaitable[Answer | Response]]
 CLIENT_LEFT = 499  # nobody reads it; the log and the metrics do
+
+_ONE_PICTURE = "a picture or an array answers one picture; ask for application/json"
 
 
 class Call:
     """One request on its way: who asks what of which model, until when."""
 
     def __init__(
-        self, serving: Serving, manifest: Manifest, trace: Trace, timeout_s: float
+        self,
+        serving: Serving,
+        manifest: Manifest,
+        trace: Trace,
+        timeout_s: float,
+        accept: str | None = None,
+        many: bool = False,
     ) -> None:
         self.serving = serving
         self.manifest = manifest
         self.trace = trace
         self.deadline_s = trace.started_s + timeout_s
+        self._accept = accept
+        self._many = many
+
+    def media_type(self, offered: Sequence[str]) -> str:
+        """Which of the ``offered`` types the client prefers.
+
+        Raises:
+            NotAcceptable: none of them will do.
+            InvalidBody: it is a file, which answers one picture, and several came.
+        """
+        chosen = choose_media_type(self._accept, offered)
+        if self._many and chosen != JSON:
+            raise InvalidBody(_ONE_PICTURE)
+        return chosen
 
     async def picture(self, data: bytes, keep_upright: bool = False) -> Picture:
         """Decode and place one picture."""
@@ -68,7 +91,22 @@ async def answer_all(
     kind: type[Asked],
     answer_one: Callable[[Call, bytes, Asked], Awaitable[Answer | Response]],
 ) -> Response:
-    """Read the request, answer each of its pictures at once, and shape the response."""
+    """As ``answer_planned``, where options need no second look before pictures are decoded."""
+
+    def plan(call: Call, options: Asked) -> Work:
+        return lambda data: answer_one(call, data, options)
+
+    return await answer_planned(request, task, kind, plan)
+
+
+async def answer_planned(
+    request: Request, task: Task, kind: type[Asked], plan: Callable[[Call, Asked], Work]
+) -> Response:
+    """Read the request, answer each of its pictures at once, and shape the response.
+
+    ``plan`` sees the options before any picture is decoded: what it refuses is refused for the
+    whole request. It returns what answers one picture.
+    """
     serving: Serving = request.state.serving
     trace: Trace = request.state.trace
     trace.task = task
@@ -83,22 +121,18 @@ async def answer_all(
         timeout_s = serving.settings.timeout_s
         if options.timeout_ms is not None:
             timeout_s = min(timeout_s, options.timeout_ms / 1000)
-        call = Call(serving, manifest, trace, timeout_s)
-        work = _answer_posted(request, posted, partial(answer_one, call), options)
+        accept = request.headers.get("accept")
+        call = Call(serving, manifest, trace, timeout_s, accept, posted.many)
+        work = _answer_posted(request, posted, plan(call, options))
         return await _unless_disconnected(request, work)
 
 
-async def _answer_posted(
-    request: Request,
-    posted: Posted,
-    answer_one: Callable[[bytes, Asked], Awaitable[Answer | Response]],
-    options: Asked,
-) -> Response:
+async def _answer_posted(request: Request, posted: Posted, answer_one: Work) -> Response:
     if not posted.many:
-        answer = await answer_one(posted.images[0], options)
+        answer = await answer_one(posted.images[0])
         return answer if isinstance(answer, Response) else json_response(dump(answer))
     answers = await asyncio.gather(
-        *(answer_one(data, options) for data in posted.images), return_exceptions=True
+        *(answer_one(data) for data in posted.images), return_exceptions=True
     )
     results = []
     for found in answers:
@@ -108,7 +142,7 @@ async def _answer_posted(
         elif isinstance(found, BaseException):
             raise found
         elif isinstance(found, Response):
-            raise InvalidBody("a picture or an array answers one picture; ask for application/json")
+            raise InvalidBody(_ONE_PICTURE)
         else:
             results.append(dump(found))
     return json_response('{"results":[' + ",".join(results) + "]}")

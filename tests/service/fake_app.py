@@ -33,12 +33,16 @@ def picture(red: int = 0, green: int = 0, blue: int = 0, size: tuple[int, int] =
 
 
 class FakeLink:
-    """Ready at once; red is an ant, green a bee, blue a cat. ``before`` may wait or raise."""
+    """Ready at once; red is an ant, green a bee, blue a cat, unless ``answer`` holds the outputs of
+    every picture. ``before`` may wait or raise.
+    """
 
     def __init__(self) -> None:
         self.state = WorkerState(True, "ready", RUNNING)
         self.was_ready = True
         self.asked: list[tuple[Group, Arrays, float]] = []
+        self.wanted: list[tuple[str, ...] | None] = []
+        self.answer: Arrays | None = None
         self.before: Callable[[], Awaitable[None]] | None = None
 
     async def infer(
@@ -49,20 +53,23 @@ class FakeLink:
         outputs: tuple[str, ...] | None = None,
     ) -> Result:
         self.asked.append((group, inputs, deadline_s))
+        self.wanted.append(outputs)
         if self.before is not None:
             await self.before()
-        if group.graph == "explain":
+        if self.answer is not None:
+            found = self.answer
+        elif group.graph == "explain":
             maps = np.arange(LAYERS * HEADS * PATCHES).reshape(LAYERS, HEADS, PATCHES)
             found = {"attention": maps / 100, "rollout": np.arange(PATCHES) / 10}
         else:
             colour = inputs["images"].reshape(-1, 3).mean(axis=0)
             found = {
                 "scores": colour / 255,
-                "embedding": np.array([3, 4, 0, 0]),
+                "embedding": np.array([3.0, 4.0, 0.0, 0.0]),
                 "attention": np.arange(HEADS * PATCHES).reshape(HEADS, PATCHES) / 100,
             }
         answer = {
-            name: array.astype(np.float32)
+            name: array if array.dtype.kind in "iu" else array.astype(np.float32)
             for name, array in found.items()
             if outputs is None or name in outputs
         }

@@ -61,6 +61,73 @@ def manifest_of(name: str = "tiny", version: str = "1", **changes: Any) -> dict[
     } | changes
 
 
+PAD = {
+    "nominal": {"height": SIDE, "width": SIDE},
+    "resize": {"mode": "shortest_edge", "shortest_edge": SIDE, "longest_edge": SIDE},
+    "placement": "pad",
+}
+"""A geometry under which the longer edge of a picture is that of the canvas."""
+
+
+def detector_of(name: str = "boxes", **changes: Any) -> dict[str, Any]:
+    """The manifest of a detector of ants, bees and cats with four queries."""
+    rows = [_tensor(f, "float32", -1, 4) for f in ("scores", "logits")]
+    rows += [_tensor(i, "int32", -1, 4) for i in ("classes", "queries")]
+    outputs = [*rows, _tensor("boxes", "float32", -1, 4, 4)]
+    return _of_one_graph(name, "detect", outputs, [], changes)
+
+
+def segmenter_of(name: str = "masks", **changes: Any) -> dict[str, Any]:
+    """The manifest of a segmenter with four queries and masks of 4 x 4 cells; ants and bees are
+    things, "sky" is stuff.
+    """
+    outputs = [
+        _tensor("logits", "float32", -1, 4, CLASSES + 1),
+        _tensor("masks", "float32", -1, 4, 4, 4),
+        _tensor("panoptic_map", "int32", -1, 4, 4),
+        _tensor("panoptic_classes", "int32", -1, 4),
+        _tensor("panoptic_scores", "float32", -1, 4),
+        _tensor("instance_masks", "uint8", -1, 4, 4, 4),
+        _tensor("instance_classes", "int32", -1, 4),
+        _tensor("instance_scores", "float32", -1, 4),
+        _tensor("instance_queries", "int32", -1, 4),
+        _tensor("semantic_map", "int32", -1, 4, 4),
+    ]
+    labels = [("ant", True), ("bee", True), ("sky", False)]
+    segments = {
+        "labels": [
+            {"id": 10 + i, "name": label, "isthing": thing}
+            for i, (label, thing) in enumerate(labels)
+        ],
+        "segmentation": {
+            "rule": "mask2former",
+            "modes": ["panoptic", "instance", "semantic"],
+            "threshold": 0.5,
+            "overlap_threshold": 0.75,
+            "detail": "fast",
+        },
+    }
+    thresholds = [_tensor(name, "float32", -1) for name in ("threshold", "overlap_threshold")]
+    return _of_one_graph(name, "segment", outputs, thresholds, segments | changes)
+
+
+def _of_one_graph(
+    name: str, task: str, outputs: list[Any], inputs: list[Any], changes: dict[str, Any]
+) -> dict[str, Any]:
+    images = _tensor("images", "uint8", -1, SIDE, SIDE, 3)
+    if changes.get("geometry", {}).get("placement") == "pad":
+        inputs = [*inputs, _tensor("sizes", "int32", -1, 2)]
+    graph = _graph("model.onnx", "serve", [images, *inputs], outputs)
+    own: dict[str, Any] = {
+        "graphs": [graph],
+        "tasks": [task],
+        "explain": None,
+        "activation": None,
+        "defaults": {"top_k": 100, "threshold": 0.5},
+    }
+    return manifest_of(name, **(own | changes))
+
+
 def write_bundle(repository: Path, manifest: dict[str, Any]) -> Path:
     """Write manifest and files below ``repository``; returns the version folder."""
     folder = repository / manifest["name"] / manifest["version"]

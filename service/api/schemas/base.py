@@ -36,6 +36,15 @@ class Options(BaseModel):
     )
 
 
+class LabelsOptions(Options):
+    """Parameters of tasks that find objects of several classes."""
+
+    labels: str | list[str | int] | None = Field(
+        default=None,
+        description="Only these classes: names or ids, separated by commas or as a JSON list",
+    )
+
+
 class ImageSize(BaseModel):
     """Pixels of the upright picture."""
 

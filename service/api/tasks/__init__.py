@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from service.api.tasks import attention, classify, embed
+from service.api.tasks import attention, classify, detect, embed, segment
 
 router = APIRouter()
-for task in (classify, embed, attention):
+for task in (classify, detect, segment, embed, attention):
     router.include_router(task.router)
