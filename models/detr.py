@@ -256,9 +256,11 @@ class Detr(nn.Module):
         return {"logits": self.classify(x), "boxes": self.box(x).sigmoid()}
 
     def _cell(self, place: Tensor) -> Tensor:
-        """The cell (B,) that contains a point when the grid is stretched over the canvas."""
-        grid = torch.tensor(self.config.grid, device=place.device)
-        down, across = (place * grid).long().clamp(min=0).minimum(grid - 1).unbind(dim=1)
+        """The cell (B,) that contains a point of the canvas."""
+        stride = self.config.backbone.strides[-1]
+        cells = torch.tensor([side / stride for side in self.config.canvas], device=place.device)
+        last = torch.tensor(self.config.grid, device=place.device) - 1
+        down, across = (place * cells).long().clamp(min=0).minimum(last).unbind(dim=1)
         return down * self.config.grid[1] + across
 
 
