@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from service.api.files import ANSWER_HEADER
 from service.api.schemas.base import Options, Problem, Results
 
 EXAMPLE_PNG = (
@@ -15,6 +16,10 @@ EXAMPLE_PNG = (
 """One white pixel, so that the examples can be sent as they are."""
 
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_SUMMARY = {
+    "description": "With a file: the answer in short, as JSON",
+    "schema": {"type": "string", "contentMediaType": "application/json"},
+}
 _PROBLEMS = {
     400: "The body, or the picture in it, cannot be read",
     404: "There is no such model",
@@ -46,6 +51,8 @@ def describe(
             "content": content,
         }
     }
+    if files:
+        responses[200]["headers"] = {ANSWER_HEADER: _SUMMARY}
     problems = {status: text for status, text in _PROBLEMS.items() if files or status != 406}
     for status, text in problems.items():
         responses[status] = {

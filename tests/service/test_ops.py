@@ -10,11 +10,15 @@ import pytest
 from service.api.schemas.attention import AttentionAnswer, AttentionOptions
 from service.api.schemas.base import Answer, Options, Problem
 from service.api.schemas.classify import ClassifyAnswer, ClassifyOptions
+from service.api.schemas.detect import DetectAnswer, DetectOptions
 from service.api.schemas.embed import EmbedAnswer, EmbedOptions
+from service.api.schemas.segment import SegmentAnswer, SegmentOptions
 from service.tracing import Trace
 from service.worker.link import WorkerState
 from tests.service.fake_app import FakeApp, picture
-from tests.service.sample_bundle import manifest_of
+from tests.service.sample_bundle import detector_of, manifest_of, segmenter_of
+from tests.service.test_detect_api import FOUND
+from tests.service.test_segment import PANOPTIC
 
 RED = picture(red=200)
 
@@ -264,13 +268,17 @@ def test_the_openapi_document_holds_together() -> None:
     [
         ("/v1/classify", ClassifyOptions, ClassifyAnswer),
         ("/v1/embed", EmbedOptions, EmbedAnswer),
+        ("/v1/detect", DetectOptions, DetectAnswer),
+        ("/v1/segment", SegmentOptions, SegmentAnswer),
         ("/v1/attention", AttentionOptions, AttentionAnswer),
     ],
 )
 def test_a_picture_route_documents_its_parameters_bodies_answers_and_problems(
     path: str, options: type[Options], answer: type[Answer]
 ) -> None:
-    with FakeApp().client() as client:
+    fake = FakeApp([manifest_of(), detector_of(), segmenter_of()])
+    fake.link.answer = {"/v1/detect": FOUND, "/v1/segment": PANOPTIC}.get(path)
+    with fake.client() as client:
         document = client.get("/openapi.json").json()
         operation = document["paths"][path]["post"]
         bodies = operation["requestBody"]["content"]
@@ -284,9 +292,14 @@ def test_a_picture_route_documents_its_parameters_bodies_answers_and_problems(
         assert answer.model_validate(example).model_dump(exclude_none=True).keys() == example.keys()
     statuses = {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
     assert statuses <= operation["responses"].keys()
-    if path == "/v1/attention":
-        assert "406" in operation["responses"]
-        assert {"image/png", "application/x-npy"} < operation["responses"]["200"]["content"].keys()
+    files = {
+        "/v1/attention": {"image/png", "application/x-npy"},
+        "/v1/detect": {"image/png", "image/jpeg", "image/webp"},
+        "/v1/segment": {"image/png", "image/jpeg", "image/webp", "multipart/mixed"},
+    }.get(path, set())
+    good = operation["responses"]["200"]
+    assert good["content"].keys() == {"application/json"} | files
+    assert ("406" in operation["responses"], "headers" in good) == (bool(files), bool(files))
 
 
 def test_a_trace_keeps_the_slowest_picture_of_each_stage() -> None:
