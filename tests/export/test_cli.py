@@ -60,12 +60,13 @@ def test_the_manifest_says_what_the_bundle_is(
     assert manifest.activation == "softmax"
     assert manifest.geometry.placement == "stretch"
     assert manifest.explain is not None
-    assert manifest.explain.model_dump() == {
-        "layers": 2,
-        "heads": 3,
-        "patch_size": 16,
-        "prefix_tokens": ["class"],
-    }
+    raw, rollout = manifest.explain.kinds
+    assert [(layer.index, layer.heads, layer.served) for layer in raw.layers] == [
+        (0, 3, None),
+        (1, 3, "attention"),
+    ]
+    assert [(layer.output, layer.stride) for layer in rollout.layers] == [("rollout", 16)]
+    assert manifest.explain.prefix_tokens == ["class"]
     provenance = manifest.provenance
     assert provenance.source == "vit"  # not where it lay on the machine that exported it
     assert provenance.sha256 == digest_of(references["vit"].folder / "model.safetensors")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.heads import Entry, Explain, Serve
+from export.heads import Activation, Entry, Explain, Serve
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -17,7 +17,7 @@ class Echo(nn.Module):
         return {"tokens": images, "logits": first, "embedding": first, "attention": images}
 
     def explain(self, images: Tensor, query: Tensor) -> dict[str, Tensor]:
-        return {"attention": images, "rollout": query, "spare": query}
+        return {"attention": images, "rollout": query}
 
 
 class Headless(Echo):
@@ -85,3 +85,31 @@ def test_explain_hands_the_query_to_the_network_and_keeps_the_maps() -> None:
     outputs = Explain(Entry(1 / 255, MEAN, STD), Echo())(every_pixel(), query)
     assert list(outputs) == ["attention", "rollout"]
     assert outputs["rollout"] is query
+
+
+class Looking(nn.Module):
+    """Two queries of three classes, the last being "no object"."""
+
+    def explain(self, images: Tensor, sizes: Tensor, query: Tensor) -> dict[str, Tensor]:
+        logits = torch.tensor([[[4.0, 0.0, 5.0], [0.0, 3.0, 0.0]]])
+        boxes = torch.tensor([[[0.5, 0.5, 0.5, 0.25], [0.25, 0.5, 0.5, 1.0]]])
+        return {"decoder.0": sizes, "logits": logits, "boxes": boxes, "masks": images}
+
+
+@pytest.mark.parametrize(
+    ("activation", "query", "number"),
+    [("softmax", -1, 1), ("sigmoid", -1, 0), ("softmax", 0, 0), ("sigmoid", 1, 1)],
+)
+def test_explain_says_which_object_it_explained(
+    activation: Activation, query: int, number: int
+) -> None:
+    head = Explain(Entry(1 / 255, MEAN, STD), Looking(), activation)
+    outputs = head(every_pixel(), torch.tensor([query]))
+    assert list(outputs) == ["decoder.0", "explained", "explained_logits", "explained_box"]
+    assert outputs["decoder.0"].tolist() == [[16, 16]]  # a picture without padding
+    assert outputs["explained"].tolist() == [number]
+    assert outputs["explained_logits"].tolist() == [[[4, 0, 5], [0, 3, 0]][number]]
+    boxes = [[0.25, 0.375, 0.75, 0.625], [0, 0, 0.5, 1]]
+    assert outputs["explained_box"].tolist() == [boxes[number]]
+    padded = head(every_pixel(), torch.tensor([query]), sizes=torch.tensor([[3, 4]]))
+    assert padded["decoder.0"].tolist() == [[3, 4]]
