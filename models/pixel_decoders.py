@@ -12,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.deformable import DeformableAttention, Sampling
+from models.deformable import DeformableAttention, Grids, Sampling
 from models.layers import ReluMlp, SinePositions
 from models.resnet import ResNet, ResNetConfig
 from models.swin import Swin, SwinConfig
-
-Grids = Sequence[tuple[int, int]]
 
 
 class MaskProduct(nn.Module):

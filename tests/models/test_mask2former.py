@@ -242,7 +242,8 @@ def test_both_forms_of_sampling_give_the_same_masks() -> None:
 def test_every_parameter_learns_from_the_predictions() -> None:
     model = Mask2Former(TINY)
     predictions = model.predictions(pictures(2))
-    sum(tensor.square().mean() for each in predictions for tensor in each.values()).backward()  # type: ignore[union-attr]
+    loss = torch.stack([each[name].square().mean() for each in predictions for name in each]).sum()
+    loss.backward()
     assert [name for name, each in model.named_parameters() if each.grad is None] == []
 
 
