@@ -27,6 +27,7 @@ from service.errors import InvalidParameter
 from service.geometry import Placement
 from service.tasks import attention, queries, render
 from service.tasks.attention import Region
+from service.tasks.detect import boxes_on_picture
 
 router = APIRouter()
 
@@ -132,26 +133,13 @@ def _explained(
         return Explained(point=Point(x=question.point.x, y=question.point.y))
     if found is None:
         return None
+    box = None if found.box is None else boxes_on_picture(np.array([found.box]), placement)[0]
     return Explained(
         query=found.query,
         label=found.label.name,
         label_id=found.label.id,
         score=found.score,
-        box=None if found.box is None else _edges(_on_picture(found.box, placement)),
-    )
-
-
-def _on_picture(box: Region, placement: Placement) -> Region:
-    """From 0..1 of the valid area to pixels of the upright original, cut off at its edges."""
-    image, valid = placement.image, placement.valid
-    x0, y0 = placement.to_original(box[0] * valid.width, box[1] * valid.height)
-    x1, y1 = placement.to_original(box[2] * valid.width, box[3] * valid.height)
-    right, bottom = float(image.width), float(image.height)
-    return (
-        min(max(x0, 0.0), right),
-        min(max(y0, 0.0), bottom),
-        min(max(x1, 0.0), right),
-        min(max(y1, 0.0), bottom),
+        box=None if box is None else _edges((*map(float, box),)),  # type: ignore[arg-type]
     )
 
 
