@@ -84,7 +84,7 @@ def mask2former(
         CLASSES,
         stuff=STUFF,
         threshold=0.5,  # by validation scenes; the authors' 0.8 is for networks that are surer
-        note="its backbone is the trunk of swin-scenes, trained for both",
+        note="its backbone and the trunk of swin-scenes learned as one",
     )
     make(model, plan, work, repository, held_out, threads)
 
