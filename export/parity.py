@@ -17,7 +17,7 @@ COSINE_LIMIT = 0.999
 # can move what a query sees.
 STRUCTURED_LIMIT = 1e-3
 STRUCTURED_COSINE_LIMIT = 0.99
-FP32_AGREEMENT_LIMIT = 0.999
+FP32_AGREEMENT_LIMIT = 0.995
 REDUCED_AGREEMENT_LIMIT = 0.98
 REDUCED_BATCH_LIMIT = 1e-3  # what a picture's neighbours may change below fp32: a rounding or two
 
