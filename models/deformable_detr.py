@@ -236,8 +236,9 @@ class DeformableDetr(nn.Module):
         logits = predictions[-1]["logits"]
         query = torch.where(query < 0, logits.amax(dim=-1).argmax(dim=-1), query)
         height, width = self.config.grids[0]
-        row = (place[:, 0] * height).long().clamp(0, height - 1)
-        column = (place[:, 1] * width).long().clamp(0, width - 1)
+        down, across = (side / self.config.backbone.strides[0] for side in self.config.canvas)
+        row = (place[:, 0] * down).long().clamp(0, height - 1)
+        column = (place[:, 1] * across).long().clamp(0, width - 1)
         named = {"logits": logits, "boxes": predictions[-1]["boxes"]}
         for index, places in enumerate(encoder):
             named[f"encoder.{index}"] = _look(places, row * width + column, (height, width))

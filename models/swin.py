@@ -96,13 +96,14 @@ def grids(config: StagesConfig) -> list[tuple[int, int]]:
 
 
 def token_at(config: StagesConfig, stage: int, place: Tensor) -> Tensor:
-    """The token (B,) of a stage's map that holds ``place`` (B, 2), y and x as shares of the canvas,
-    when the map is stretched over it.
+    """The token (B,) of a stage's map that holds ``place`` (B, 2), y and x as shares of the
+    canvas.
     """
-    height, width = grids(config)[stage]
-    rows = (place[:, 0] * height).long().clamp(0, height - 1)
-    columns = (place[:, 1] * width).long().clamp(0, width - 1)
-    return rows * width + columns
+    cells = []
+    for axis, cell_count in enumerate(grids(config)[stage]):
+        span = config.canvas[axis] / (config.patch_size * 2**stage)
+        cells.append((place[:, axis] * span).long().clamp(0, cell_count - 1))
+    return cells[0] * grids(config)[stage][1] + cells[1]
 
 
 class Gather(nn.Module):

@@ -100,7 +100,7 @@ def answer(selection: Selection, placement: Placement, outputs: Arrays, served: 
         by_head = _by_head(layer, placement.canvas, outputs, served)
         rows, columns = seen_cells(layer, placement)
         by_head = by_head[:, :rows, :columns]
-        region = _region(layer.grid(placement.canvas), (rows, columns), placement)
+        region = _region(layer, (rows, columns), placement)
         if layer.heads == 0:
             shown = None if selection.kind.single else number
             maps.append(Map(shown, None, by_head[0], region))
@@ -169,11 +169,6 @@ def _seen(cells: int, canvas_px: int, valid_px: int) -> int:
     return sum(cell * canvas_px // cells < valid_px for cell in range(cells))
 
 
-def _region(grid: tuple[int, int], seen: tuple[int, int], placement: Placement) -> Region:
-    bottom, right = (
-        side * shown / cells
-        for side, shown, cells in zip(
-            (placement.canvas.height, placement.canvas.width), seen, grid, strict=True
-        )
-    )
+def _region(layer: Layer, seen: tuple[int, int], placement: Placement) -> Region:
+    bottom, right = (count * layer.stride for count in seen)
     return (*placement.to_original(0, 0), *placement.to_original(right, bottom))

@@ -25,11 +25,14 @@ class Point:
     y: float
 
     def cell(self, layer: Layer, placement: Placement) -> tuple[int, int]:
-        """Row and column of the cell of a layer's grid that holds it."""
-        grid = np.array(layer.grid(placement.canvas), dtype=np.float32)
-        row, column = np.floor(np.array([self.down, self.across], dtype=np.float32) * grid).astype(
-            int
-        )
+        """Row and column of the cell of a layer's grid that holds it, computed in single precision
+        as the networks do.
+        """
+        canvas = placement.canvas
+        last = np.array(layer.grid(canvas)) - 1
+        cells = np.array([canvas.height / layer.stride, canvas.width / layer.stride], np.float32)
+        place = np.array([self.down, self.across], dtype=np.float32)
+        row, column = np.minimum((place * cells).astype(int), last)
         return int(row), int(column)
 
 
@@ -209,9 +212,16 @@ def _read_place(selection: Selection, placement: Placement, query: str | None) -
             f"and X below {columns}",
             parameter="query",
         )
-    height, width = layers[0].grid(placement.canvas)
-    across = (cell[1] + 0.5) / width * placement.canvas.width
-    return _at(placement, across, (cell[0] + 0.5) / height * placement.canvas.height)
+    down, across = (
+        (index * stride + min((index + 1) * stride, side)) / 2
+        for index, side, stride in zip(
+            cell,
+            (placement.canvas.height, placement.canvas.width),
+            (layers[0].stride,) * 2,
+            strict=True,
+        )
+    )
+    return _at(placement, across, down)
 
 
 def _read_object(kind: Kind, query: str) -> int:

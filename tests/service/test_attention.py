@@ -235,8 +235,9 @@ def test_weights_are_those_of_the_softmax_row_whatever_padding_took() -> None:
     assert found.values.tolist() == [[0.25]]
 
 
-def test_cells_of_a_canvas_that_is_no_multiple_share_it_evenly() -> None:
-    # Seven cells of 32 pixels cover 200: the networks treat each as 200 / 7 pixels.
+def test_the_last_cells_of_a_canvas_that_is_no_multiple_reach_beyond_it() -> None:
+    # Seven cells of 32 pixels cover 200. The networks take a cell for padding if the picture ends
+    # before the first pixel that is reduced to it, and those share the canvas evenly.
     layer = Layer(output="encoder.0", heads=0, stride=32)
     canvas = Size(height=32, width=200)
     for width, columns in ((200, 7), (171, 6), (172, 7), (1, 1)):
@@ -246,4 +247,4 @@ def test_cells_of_a_canvas_that_is_no_multiple_share_it_evenly() -> None:
     placement = padded(canvas, Size(height=32, width=171))
     outputs = {"encoder.0": np.arange(7, dtype=np.float32)}
     (found,) = attention.answer(select(explain), placement, outputs, served=False)
-    assert found.region == pytest.approx((0, 0, 200 * 6 / 7, 32))
+    assert found.region == (0, 0, 192, 32)

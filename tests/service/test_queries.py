@@ -181,7 +181,7 @@ def test_a_place_may_be_a_cell_of_the_grid_that_the_chosen_layers_share() -> Non
     question = ask("encoder", "1,2")  # the last layer: 2x3 cells
     assert spot(question) == (0.75, 2.5 / 3, 40, 24)
     assert question.name(FINE, stretched(), None) == "1,2"
-    assert spot(ask("encoder", "0,1", layer="0")) == (0.5, 0.75, 36, 16)
+    assert spot(ask("encoder", "0,1", layer="0")) == (0.5, 40 / 48, 40, 16)  # cut off at 48
     with pytest.raises(InvalidParameter, match="different grids; name a 'point'"):
         ask("encoder", "0,1", layer="all")
     with pytest.raises(InvalidParameter, match="Y below 2 and X below 3"):
