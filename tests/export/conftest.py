@@ -16,6 +16,7 @@ from transformers.models.deit.image_processing_pil_deit import DeiTImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from export.build import export_bundle
+from export.plan import Wishes
 from service.bundle import Bundle
 
 BODY = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 16}
@@ -132,6 +133,6 @@ def bundles(
         ),
         "deit": export_bundle(references["deit"].folder, repository, precisions=["fp32"]),
         "dinov2": export_bundle(
-            references["dinov2"].folder, repository, name="features", tasks=["embed"]
+            references["dinov2"].folder, repository, name="features", wishes=Wishes(tasks=["embed"])
         ),
     }

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from export import build
 from export.build import export_bundle
 from export.cli import export
+from export.plan import Wishes
 from export.proof import Subject
 from export.repository import next_version, publish, unfinished_version
 from service.bundle import Accuracy, Bundle, digest_of, load_bundle, load_repository
@@ -204,7 +205,7 @@ def test_accuracy_is_written_down(
         return [Subject(graph, references["dinov2"].model) for graph in graphs]
 
     bundle = export_bundle(
-        references["dinov2"].folder, tmp_path, tasks=["embed"], accuracy=[accuracy]
+        references["dinov2"].folder, tmp_path, wishes=Wishes(tasks=["embed"]), accuracy=[accuracy]
     )
     assert bundle.manifest.accuracy == [accuracy]
 

@@ -29,7 +29,13 @@ CANVAS = Size(height=64, width=90)
 CLASSES = 4
 BACKBONE = ResNetConfig(depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), stem_width=8)
 LAST = ResNetConfig(depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), stem_width=8, returned=(4,))
-SMALL: dict[str, Any] = {"dim": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 3, "queries": 6}
+SMALL: dict[str, Any] = {
+    "dim": 16,
+    "heads": 2,
+    "encoder_layers": 1,
+    "decoder_layers": 3,
+    "queries": 6,
+}
 FAMILIES = ("vit", "swin", "detr", "deformable-detr", "mask2former", "maskformer")
 
 

@@ -156,7 +156,7 @@ def test_bf16_is_judged_by_cosine_and_class() -> None:
 
 def case_of(
     bundle: Bundle, source: Path, damage: float = 0.0, explain: float = 0.0
-) -> tuple[Path, list[Subject], Geometry, list[Image.Image]]:
+) -> tuple[Path, list[Subject], Geometry, list[Image.Image], int]:
     """The bundle's graphs at the first canvas beside modules whose weights were changed since."""
     found = []
     geometry = bundle.manifest.geometry
@@ -171,7 +171,7 @@ def case_of(
             )
         head = Serve(entry, model) if graph.kind == "serve" else Explain(entry, model)
         found.append(Subject(graph, head))
-    return bundle.folder, found, geometry, generate()
+    return bundle.folder, found, geometry, generate(), bundle.manifest.macs
 
 
 def test_a_graph_with_one_wrong_weight_is_refused(

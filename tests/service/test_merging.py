@@ -201,7 +201,7 @@ def test_what_lies_beyond_a_padded_picture_has_no_say_in_detr() -> None:
     loud[:, 8:], loud[:, :, 11:] = 50, 50
     frame = Frame((48, 64), (30, 43), (90, 120))  # 8 x 11 cells
     for profile in ("reference", "hf"):
-        merging = merging_of("detr", profile)  # type: ignore[arg-type]
+        merging = merging_of("detr", profile)
         quiet = merge_panoptic(merging, frame, sure(0, 1, 2, 3, 2, 0), masks, 0.5, 0.1)
         found = merge_panoptic(merging, frame, sure(0, 1, 2, 3, 2, 0), loud, 0.5, 0.1)
         assert np.array_equal(quiet.ids, found.ids)
