@@ -197,7 +197,7 @@ class Explaining(nn.Module):
         return self.model.explain(images, sizes, query, place)
 
 
-@pytest.mark.parametrize("kind", ["boxes", "masks", "explain"])
+@pytest.mark.parametrize("kind", ["masks", "explain"])
 def test_graphs_equal_the_network_in_both_runtimes_at_any_batch(kind: str, tmp_path: Path) -> None:
     model = network(masks=kind == "masks")
     module = Explaining(model) if kind == "explain" else model
