@@ -2,6 +2,8 @@
 cell under its centre.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,9 +28,10 @@ def lay_instances(
     """
     kept = np.flatnonzero(classes >= 0)
     order = kept[np.argsort(-scores[kept], kind="stable")]
+    rows, columns = _axes(frame, masks.shape[1:])
     found = []
     for row in order:
-        bits = np.packbits(lay(frame, masks[row]).astype(bool), axis=1)
+        bits = np.packbits(masks[row][:, columns] > 0, axis=1)[rows]  # packed before rows repeat
         if bits.any():
             values = int(classes[row]), float(scores[row]), int(queries[row])
             found.append(Instance(*values, bits, frame.picture[1]))
@@ -42,11 +45,16 @@ def lay_semantic(frame: Frame, drawn: Array) -> NDArray[np.uint16]:
 
 def lay(frame: Frame, drawn: Array) -> Array:  # (h, w) -> (H, W)
     """The cells under the centres of the picture's pixels."""
-    rows, columns = (
-        _cells(*sides)
-        for sides in zip(drawn.shape, frame.canvas, frame.valid, frame.picture, strict=True)
+    rows, columns = _axes(frame, drawn.shape)
+    return drawn.take(columns, axis=1).take(rows, axis=0)
+
+
+def _axes(frame: Frame, grid: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The row of cells under each row of pixels, and the same for columns."""
+    down, across = (
+        _cells(*sides) for sides in zip(grid, frame.canvas, frame.valid, frame.picture, strict=True)
     )
-    return drawn[np.ix_(rows, columns)]
+    return down, across
 
 
 def _cells(cells: int, canvas: int, valid: int, picture: int) -> NDArray[np.int64]:

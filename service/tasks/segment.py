@@ -150,7 +150,8 @@ def _disjoint(
     size: Size, drawn: NDArray[np.uint16], rows: Sequence[_Row], labels: frozenset[int]
 ) -> Segmentation:
     """Number anew what is ``drawn`` (H, W) as row + 1: what was asked for, and the best first."""
-    areas = np.bincount(drawn.ravel(), minlength=len(rows) + 1)[1:].tolist()
+    down, across = _counts(drawn, len(rows)), _counts(drawn.T.copy(), len(rows))
+    areas = down.sum(axis=0).tolist()
     kept = [i for i, row in enumerate(rows) if row.index in labels and areas[i] > 0]
     scores = (row.score for row in rows)
     ranks = [area if score is None else score for area, score in zip(areas, scores, strict=True)]
@@ -158,27 +159,29 @@ def _disjoint(
     table = np.zeros(len(rows) + 1, dtype=np.uint16)
     table[np.array(kept, dtype=int) + 1] = np.arange(1, len(kept) + 1)
     ids = table[drawn]
-    spans = zip(_spans(ids.T.copy(), len(kept)), _spans(ids, len(kept)), strict=True)
     segments = []
-    for number, (i, ((left, width), (top, height))) in enumerate(zip(kept, spans, strict=True), 1):
-        region = Region((left, top, width, height), areas[i], ids, number)
+    for number, i in enumerate(kept, 1):
+        box = _box(across[:, i], down[:, i])
+        region = Region(box, areas[i], ids, number)
         segments.append(Segment(number, rows[i].index, region, rows[i].score, rows[i].query))
     return Segmentation(size, segments, ids)
 
 
-def _spans(lines: NDArray[np.uint16], count: int) -> list[tuple[int, int]]:
-    """For ids 1 to ``count`` the first of the ``lines`` with it, and how many until the last."""
-    if count == 0:
-        return []
-    present = np.stack([np.bincount(line, minlength=count + 1)[1:] > 0 for line in lines])
-    first = present.argmax(axis=0)
-    last = len(lines) - 1 - present[::-1].argmax(axis=0)
-    return list(zip(first.tolist(), (last - first + 1).tolist(), strict=True))
+def _counts(lines: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
+    """How often 1 to ``count`` occur in each line (L, count)."""
+    return np.stack([np.bincount(line, minlength=count + 1)[1:] for line in lines])
+
+
+def _box(across: Array, down: Array) -> tuple[int, int, int, int]:
+    """Left, top, width and height of what is where a column (W,) and a row (H,) are not zero."""
+    (left, right), (top, bottom) = (
+        np.flatnonzero(side)[[0, -1]].tolist() for side in (across, down)
+    )
+    return left, top, right - left + 1, bottom - top + 1
 
 
 def _region_of_bits(instance: Instance) -> Region:
-    mask = instance.mask
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    (top, bottom), (left, right) = (map(int, side[[0, -1]]) for side in (rows, columns))
-    box = left, top, right - left + 1, bottom - top + 1
-    return Region(box, int(np.count_nonzero(mask)), instance.bits, None)
+    bits = instance.bits
+    across = np.unpackbits(np.bitwise_or.reduce(bits, axis=0), count=instance.width)
+    box = _box(across, np.bitwise_or.reduce(bits, axis=1))
+    return Region(box, int(np.bitwise_count(bits).sum()), bits, None)
