@@ -37,13 +37,16 @@ def answer(
     ``outputs`` are those of one picture: ``scores``, ``classes`` and ``queries`` (T,), and
     ``boxes`` (T, 4) in 0..1 of the valid part of the canvas. Boxes are cut at the picture's edges;
     what is empty then is no detection. As transformers does it ("hf") the score must be above the
-    threshold.
+    threshold, and no box is left out for being empty.
     """
     scores, classes = outputs["scores"], outputs["classes"]
-    enough = scores > threshold if manifest.profile == "hf" else scores >= threshold
     boxes = boxes_on_picture(outputs["boxes"], placement)
-    solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    kept = np.flatnonzero(enough & solid & np.isin(classes, sorted(labels)))
+    if manifest.profile == "hf":
+        counts = scores > threshold
+    else:
+        solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        counts = (scores >= threshold) & solid
+    kept = np.flatnonzero(counts & np.isin(classes, sorted(labels)))
     best = kept[np.argsort(-scores[kept], kind="stable")][:top_k]
     return [
         Detection(

@@ -46,7 +46,7 @@ def write(kind: str, folder: Path) -> Written:
 def lively(network: nn.Module) -> None:
     """Weights large enough that every layer changes the answer, small enough that none saturates.
 
-    Heads are louder, so that classes and boxes differ from query to query.
+    The heads of classes are louder, so that classes differ from query to query.
     """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in network.named_parameters():
@@ -55,7 +55,7 @@ def lively(network: nn.Module) -> None:
             scale = 0.1
         else:
             offset, scale = 0.0, 1.2 / parameter[0].numel() ** 0.5
-        if "class" in name or "bbox" in name:
+        if "class" in name:
             scale *= 3
         parameter.data = offset + scale * torch.randn(parameter.shape, generator=generator)
     for name, buffer in network.named_buffers():

@@ -64,7 +64,9 @@ def test_concurrent_requests_share_batches_and_get_the_answers_they_get_alone(
     metrics = httpx.get(server.url + "/metrics").text
     batches = {
         float(edge): float(count)
-        for edge, count in re.findall(r'batch_size_bucket\{le="([\d.]+)",.*\} ([\d.]+)', metrics)
+        for edge, count in re.findall(
+            r'batch_size_bucket\{le="([\d.]+)",model="swin-scenes"\} ([\d.]+)', metrics
+        )
     }
     assert batches[128.0] > batches[1.0], "no batch held more than one picture"
 
@@ -88,16 +90,17 @@ def test_attention_comes_as_json_as_an_array_and_as_a_picture(
     scene = next(iter(demo_scenes.values()))
     body = scene["path"].read_bytes()
     url = demo_server.url + "/v1/attention"
-    answer = httpx.post(url, params={"head": "all"}, content=body).json()
+    vit = {"model": "vit-scenes"}
+    answer = httpx.post(url, params=vit | {"head": "all"}, content=body).json()
     values = np.array([shown["values"] for shown in answer["maps"]])
     array = httpx.post(
-        url, params={"head": "all"}, content=body, headers={"accept": "application/x-npy"}
+        url, params=vit | {"head": "all"}, content=body, headers={"accept": "application/x-npy"}
     )
     assert np.allclose(np.load(io.BytesIO(array.content)), values, atol=1e-6)
     assert np.all(values >= 0)
     assert np.all(values.sum(axis=(1, 2)) <= 1 + 1e-4)
     picture = httpx.post(
-        url, params={"kind": "rollout"}, content=body, headers={"accept": "image/png"}
+        url, params=vit | {"kind": "rollout"}, content=body, headers={"accept": "image/png"}
     )
     assert Image.open(io.BytesIO(picture.content)).size == (
         answer["image"]["width"],
