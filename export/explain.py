@@ -93,11 +93,17 @@ def _of_swin(model: SwinClassifier) -> Explain:
     strides = [config.patch_size * 2**stage for stage in range(len(config.depths))]
     stages = [stage for stage, depth in enumerate(config.depths) for _ in range(depth)]
     heads = [config.heads[stage] for stage in stages]
-    raw = _layers("attention", heads, [strides[stage] for stage in stages])
-    kinds = [Kind(name="raw", query="place", layers=raw)]
+    pooled, raw = (
+        _layers(name, heads, [strides[stage] for stage in stages])
+        for name in ("pooled", "attention")
+    )
+    kinds = [
+        Kind(name="pooled", query="all", layers=pooled),
+        Kind(name="raw", query="place", layers=raw),
+    ]
     if config.classes:
         cam = Layer(output="cam", heads=0, stride=strides[-1])
-        kinds.insert(0, Kind(name="cam", query="class", layers=[cam]))
+        kinds.insert(1, Kind(name="cam", query="class", layers=[cam]))
     return Explain(kinds=kinds)
 
 

@@ -177,6 +177,15 @@ class Windows(nn.Module):
         same = self.places // tokens == window[:, None]
         return torch.where(same[:, None], seen, 0.0)
 
+    def mean_row(self, weights: Tensor) -> Tensor:
+        """The mean (B, h, N) of all tokens' rows: how much each token is looked at; ``weights`` as
+        in ``row``.
+        """
+        tokens = weights.new_ones(1, self.grid[0] * self.grid[1], 1)
+        real = self.partition(tokens)[:, :, None]  # (1, nW, 1, M*M, 1), zero where padded
+        sums = (weights * real).sum(dim=3).transpose(2, 3)  # (B, nW, M*M, h)
+        return self.unpartition(sums).transpose(1, 2) / tokens.shape[1]
+
     def _cut(self, picture: Tensor) -> Tensor:  # (rows, columns) -> (nW, M, M)
         rows = picture.unflatten(0, (-1, self.side)).unflatten(2, (-1, self.side))
         return rows.transpose(1, 2).flatten(0, 1)
@@ -361,19 +370,23 @@ class Trunk(nn.Module):
             outputs.append(x)
         return outputs
 
-    def forward_with_rows(self, images: Tensor, place: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The tokens that leave the last stage, and per block the attention (B, h, N) of the token
-        that holds ``place`` (B, 2), y and x as shares of the canvas, to its stage's tokens.
+    def forward_with_rows(
+        self, images: Tensor, place: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The tokens that leave the last stage, and per block the attention (B, h, N) to its
+        stage's tokens: of the token that holds ``place`` (B, 2), y and x as shares of the canvas,
+        and of all tokens in the mean.
         """
         x = self.embed(images)
-        rows = []
+        rows, means = [], []
         for stage, blocks in enumerate(self.stages):
             x = self.merges[stage - 1](x) if stage else x
             token = token_at(self.config, stage, place)
             for block in blocks:  # type: ignore[attr-defined]
                 x, weights = block.forward_with_weights(x)
                 rows.append(block.windows.row(weights, token))
-        return x, rows
+                means.append(block.windows.mean_row(weights))
+        return x, rows, means
 
     def embed(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, N, D)
         if self.pad_down or self.pad_across:
@@ -434,11 +447,13 @@ class SwinClassifier(nn.Module):
         canvas. Returns ``cam`` (B, gh, gw), the class's logit by place of the last map, of which it
         is the mean (Zhou et al. 2015, arXiv 1512.04150, eq. 2), and ``attention.{i}`` (B, h, N_i)
         for every block, counted through all stages: the row of the token of its map that holds
-        ``place``, over the whole map, zero outside the token's window; with a head also ``logits``
-        (B, K).
+        ``place``, over the whole map, zero outside the token's window. ``pooled.{i}`` is the mean
+        of all tokens' rows, as the embedding is the mean of all tokens; with a head there are also
+        ``logits`` (B, K).
         """
-        tokens, rows = self.trunk.forward_with_rows(images, place)
+        tokens, rows, means = self.trunk.forward_with_rows(images, place)
         named = {f"attention.{index}": row for index, row in enumerate(rows)}
+        named |= {f"pooled.{index}": mean for index, mean in enumerate(means)}
         if self.head is None:
             return named
         tokens = self.norm(tokens)

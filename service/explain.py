@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from service.geometry import Size
 
-Query = Literal["token", "place", "object", "class"]
+Query = Literal["token", "place", "object", "class", "all"]
 KindName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 
 
@@ -48,7 +48,8 @@ class Kind(BaseModel):
     """One kind of map, its layers in the network's order.
 
     ``query`` says what it is asked about: a "token" of the sequence, a "place" on the canvas, an
-    "object" (one of a decoder's ``queries``) or a "class" (one of the labels).
+    "object" (one of a decoder's ``queries``), a "class" (one of the labels), or "all" tokens in the
+    mean.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,7 +107,7 @@ class Explain(BaseModel):
         nothing.
         """
         for kind in self.kinds:
-            needed = "place" if kind.query == "place" else "query"
+            needed = {"place": "place", "all": "images"}.get(kind.query, "query")
             if needed not in inputs:
                 return f"kind {kind.name!r} needs an input {needed!r}"
             about = ("explained", "explained_logits") * (kind.query in ("object", "class"))

@@ -12,6 +12,8 @@ from service.geometry import Placement
 from service.tasks.attention import Selection, seen_cells
 from service.worker.runtimes.base import Arrays
 
+_ABOUT = {"object": "an object", "class": "a class", "all": "all tokens"}
+
 
 @dataclass(frozen=True)
 class Point:
@@ -86,8 +88,8 @@ def read_question(
 
     A token is "class", "distillation", "register:K" or "Y,X", the patch in row Y and column X of
     the grid. A place is "center" or a cell "Y,X". An object is "best" or a number, and a class is
-    "best", or a label's id or name. ``point`` is "X,Y" in pixels of the upright original, measured
-    from its outer top left edge, and names a place, or the token there.
+    "best", or a label's id or name. All tokens are "all". ``point`` is "X,Y" in pixels of the
+    upright original, measured from its outer top left edge, and names a place, or the token there.
 
     Raises:
         InvalidParameter: the model or the picture has no such thing, or there are two of them.
@@ -97,6 +99,8 @@ def read_question(
     at = None if point is None else _read_point(point, placement)
     if kind.query == "place":
         return Question(point=at or _read_place(selection, placement, query))
+    if kind.query == "all":
+        return _read_all(query)
     if kind.query == "object":
         return Question(_read_object(kind, "best" if query is None else query))
     if kind.query == "class":
@@ -134,7 +138,8 @@ def _refuse_point(kind: Kind, query: str | None, point: str | None) -> None:
         return
     if kind.query not in ("token", "place"):
         raise InvalidParameter(
-            f"kind {kind.name!r} is about one {kind.query} and not about a place; leave out point",
+            f"kind {kind.name!r} is not about a place but about {_ABOUT[kind.query]}; "
+            "leave out point",
             parameter="point",
         )
     if query is not None:
@@ -222,6 +227,15 @@ def _read_place(selection: Selection, placement: Placement, query: str | None) -
         )
     )
     return _at(placement, across, down)
+
+
+def _read_all(query: str | None) -> Question:
+    if query is None or query == "all":
+        return Question(token="all")
+    raise InvalidParameter(
+        f"query={query!r} is not available: this kind of map is the mean over 'all'",
+        parameter="query",
+    )
 
 
 def _read_object(kind: Kind, query: str) -> int:

@@ -111,6 +111,7 @@ def described(section: Section) -> list[tuple[str, str, int, list[tuple[int, int
         (
             "swin",
             [
+                ("pooled", "all", 0, [(1, 4), (2, 8), (2, 16), (2, 16), (4, 32)]),
                 ("cam", "class", 0, [(0, 32)]),
                 ("raw", "place", 0, [(1, 4), (2, 8), (2, 16), (2, 16), (4, 32)]),
             ],
@@ -145,7 +146,7 @@ def test_every_family_shows_its_kinds(
 def test_a_network_without_a_head_has_no_class_to_explain() -> None:
     config = SwinConfig((32, 32), dim=8, depths=(1, 1), heads=(1, 2), window=4)
     bare = Loaded(SwinClassifier(config).eval(), "swin", "", {}, None, [])
-    assert [kind.name for kind in explain_section(bare).kinds] == ["raw"]
+    assert [kind.name for kind in explain_section(bare).kinds] == ["pooled", "raw"]
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
@@ -165,10 +166,10 @@ def test_the_head_gives_what_the_manifest_promises(family: str, padded: bool) ->
     assert shapes.keys() - about == promised
     for kind in section.kinds:
         for layer in kind.layers:
-            if layer.heads and family != "deformable-detr":  # rows of a softmax; ViT's lack a token
+            if layer.heads and family != "deformable-detr":  # softmax rows without what is no place
                 total = outputs[layer.output].sum(dim=-1)
                 assert (total <= 1 + 1e-5).all()
-                assert (total >= (0.5 if family == "vit" else 1 - 1e-5)).all()
+                assert (total >= (0.5 if family in ("vit", "swin") else 1 - 1e-5)).all()
 
 
 @pytest.mark.parametrize("family", ["detr", "deformable-detr", "mask2former", "maskformer"])
@@ -241,7 +242,7 @@ def test_the_exported_graph_explains_as_the_network_does(family: str, tmp_path: 
     for name, value in expected.items():
         scale = max(1.0, float(value.abs().max()))
         np.testing.assert_allclose(found[name], value.numpy(), atol=1e-4 * scale, err_msg=name)
-    if padded:  # nothing that is shown lies beyond the picture
+    if family == "detr":  # deformable attention may look at the zeros beyond the picture
         columns = math.ceil(90 / 32)
         last = found["decoder.2"][2].reshape(2, -1, columns)
         assert last[:, :, 2:].max() <= 1e-6

@@ -254,6 +254,14 @@ def test_explained_rows_are_the_windows_of_the_place_stitched_to_the_map(kind: s
         np.testing.assert_allclose(
             found[f"attention.{index}"].unflatten(2, windows.grid).numpy(), expected, atol=1e-6
         )
+        everyone = np.zeros((weights.shape[2], height, width), np.float32)
+        for row, column in np.ndindex(height, width):
+            one = np.zeros_like(everyone)
+            scatter(one, weights[0].numpy(), windows, row, column)
+            everyone += one / (height * width)
+        np.testing.assert_allclose(
+            found[f"pooled.{index}"][0].unflatten(1, windows.grid).numpy(), everyone, atol=1e-6
+        )
 
 
 def scatter(into: np.ndarray, weights: np.ndarray, windows: Windows, row: int, column: int) -> None:

@@ -21,6 +21,7 @@ EXPLAIN = Explain(
         Kind(name="encoder", query="place", layers=[COARSE, FINE]),
         Kind(name="decoder", query="object", queries=20, layers=[FINE]),
         Kind(name="cam", query="class", layers=[FINE]),
+        Kind(name="pooled", query="all", layers=[FINE]),
     ],
     prefix_tokens=["class", "distillation", "register", "register"],
 )
@@ -163,8 +164,8 @@ def test_a_point_that_the_model_does_not_see_is_refused(point: str, says: str) -
 def test_a_point_and_a_query_are_one_too_many() -> None:
     with pytest.raises(InvalidParameter, match="leave out one of them"):
         ask("encoder", query="0,0", point="1,1")
-    for kind in ("decoder", "cam"):
-        with pytest.raises(InvalidParameter, match="not about a place; leave out point"):
+    for kind, about in (("decoder", "an object"), ("cam", "a class"), ("pooled", "all tokens")):
+        with pytest.raises(InvalidParameter, match=f"not about a place but about {about}; leave"):
             ask(kind, point="1,1")
 
 
@@ -250,6 +251,16 @@ def test_an_object_or_class_that_there_is_not_is_refused(kind: str, query: str, 
     with pytest.raises(InvalidParameter) as refused:
         ask(kind, query)
     assert says in str(refused.value)
+    assert refused.value.facts == {"parameter": "query"}
+
+
+def test_the_mean_over_all_needs_no_query() -> None:
+    for query in (None, "all"):
+        question = ask("pooled", query)
+        assert (question.query, question.point) == (-1, None)
+        assert question.name(FINE, stretched(), None) == "all"
+    with pytest.raises(InvalidParameter, match="the mean over 'all'") as refused:
+        ask("pooled", "class")
     assert refused.value.facts == {"parameter": "query"}
 
 
