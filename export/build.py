@@ -154,7 +154,7 @@ def export_bundle(
             labels=labels_of(loaded, wishes),
             activation=loaded.activation,
             profile=wishes.profile,
-            defaults=defaults_of(loaded),
+            defaults=defaults_of(loaded, wishes),
             segmentation=segmentation_of(loaded, wishes),
             explain=explain_section(loaded) if "attention" in offered else None,
             parity=parity,

@@ -102,6 +102,10 @@ def export(
             "Known of the label sets of COCO and Cityscapes"
         ),
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Least score of boxes and segments unless a request says"),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")] = None,
     images: Annotated[
         Path | None,
@@ -136,6 +140,7 @@ def export(
                     profile=profile.value,
                     tasks=cast(list[Task], [kind.value for kind in task or []]),
                     modes=cast(list[Mode], [kind.value for kind in mode or []]),
+                    threshold=threshold,
                     stuff=None if stuff is None else [s.strip() for s in stuff.split(",") if s],
                 ),
                 images=images,

@@ -27,13 +27,14 @@ class Wishes:
     """How a model is to be served; None where its own nature decides.
 
     ``modes`` are those of a segmenter, the default first; ``stuff`` names the classes that are not
-    counted.
+    counted; ``threshold`` is the least score of a box or segment where a request names none.
     """
 
     profile: bundle.Profile = "reference"
     tasks: Sequence[bundle.Task] | None = None
     modes: Sequence[bundle.Mode] | None = None
     stuff: Collection[str] | None = None
+    threshold: float | None = None
 
 
 def tasks_of(loaded: Loaded, wanted: Sequence[bundle.Task] | None = None) -> list[bundle.Task]:
@@ -66,18 +67,20 @@ def segmentation_of(loaded: Loaded, wishes: Wishes) -> bundle.Segmentation | Non
     rule = _rule(loaded)
     if rule is None:
         return None
-    reference: float = {"detr": 0.85, "maskformer": 0.8, "mask2former": 0.8}[rule]
+    authors: float = {"detr": 0.85, "maskformer": 0.8, "mask2former": 0.8}[rule]
+    threshold = 0.5 if wishes.profile == "hf" else authors
     return bundle.Segmentation(
         rule=rule,
         modes=list(dict.fromkeys(wishes.modes or MODES)),
-        threshold=0.5 if wishes.profile == "hf" else reference,
+        threshold=threshold if wishes.threshold is None else wishes.threshold,
     )
 
 
-def defaults_of(loaded: Loaded) -> bundle.Defaults:
+def defaults_of(loaded: Loaded, wishes: Wishes) -> bundle.Defaults:
     """Parameters of a request for classes or boxes that names none."""
     if isinstance(loaded.model, Detr | DeformableDetr):
-        return bundle.Defaults(top_k=_MOST_BOXES, threshold=_BOX_THRESHOLD)
+        threshold = _BOX_THRESHOLD if wishes.threshold is None else wishes.threshold
+        return bundle.Defaults(top_k=_MOST_BOXES, threshold=threshold)
     return bundle.Defaults()
 
 
