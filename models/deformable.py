@@ -161,9 +161,9 @@ def _sample_by_gather(values: Tensor, locations: Tensor, weights: Tensor, grids:
     device = values.device
     sides = torch.tensor([[w, h] for h, w in grids], dtype=torch.float32, device=device)[:, None]
     starts = [sum(h * w for h, w in grids[:level]) for level in range(len(grids))]
-    first = torch.tensor(starts, dtype=torch.int32, device=device)[:, None]  # (L, 1)
-    pictures = torch.arange(batch, dtype=torch.int32, device=device)[:, None, None, None, None]
-    head = torch.arange(heads, dtype=torch.int32, device=device)[:, None, None]
+    first = torch.tensor(starts, device=device)[:, None]  # (L, 1)
+    pictures = torch.arange(batch, device=device)[:, None, None, None, None]
+    head = torch.arange(heads, device=device)[:, None, None]
     first = first + (pictures * heads + head) * cells  # (B, 1, h, L, 1)
 
     places = locations * sides - 0.5
@@ -178,9 +178,9 @@ def _sample_by_gather(values: Tensor, locations: Tensor, weights: Tensor, grids:
             beyond[..., 1] if step[0] else 1 - beyond[..., 1]
         )
         share = (share * inside).to(values.dtype) * weights
-        column = x.clamp(min=0).minimum(last[..., 0]).int()
-        row = y.clamp(min=0).minimum(last[..., 1]).int()
-        index = first + row * sides[..., 0].int() + column  # (B, Q, h, L, P)
+        column = x.clamp(min=0).minimum(last[..., 0]).long()
+        row = y.clamp(min=0).minimum(last[..., 1]).long()
+        index = first + row * sides[..., 0].long() + column  # (B, Q, h, L, P)
         read = table.index_select(0, index.flatten()).unflatten(0, (-1, *index.shape[1:]))
         term = (read * share[..., None]).flatten(3, 4).sum(dim=3)  # (B, Q, h, d)
         total = term if total is None else total + term
