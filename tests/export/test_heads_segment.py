@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-import openvino as ov
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -14,6 +12,9 @@ from torch import Tensor, nn
 from export.heads import Entry, Merge, Segment
 from export.to_onnx import save, trace
 from service.bundle import Mode, Profile, Rule
+from service.worker.runtimes.base import Runtime
+from service.worker.runtimes.onnx import OnnxRuntime
+from service.worker.runtimes.openvino import OpenVino
 from tests.export import naive_merging as naive
 from tests.export.mask_cases import KINDS, Case, draw
 
@@ -205,26 +206,19 @@ def inputs() -> dict[str, Tensor]:
     }
 
 
-def run_onnxruntime(path: Path, given: dict[str, Tensor]) -> Found:
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    arrays = {name: value.numpy() for name, value in given.items()}
-    return dict(zip(names, session.run(None, arrays), strict=True))
+def run(runtime: type[Runtime], path: Path, given: dict[str, Tensor]) -> Found:
+    opened: Runtime = runtime(path, threads=1)  # type: ignore[call-arg]
+    return opened.run({name: value.numpy() for name, value in given.items()})
 
 
-def run_openvino(path: Path, given: dict[str, Tensor]) -> Found:
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = ov.Core().compile_model(path, "CPU", options)
-    found = compiled({name: value.numpy() for name, value in given.items()})
-    return {output.any_name: found[output] for output in compiled.outputs}
-
-
-@pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
-def test_runtimes_give_what_torch_gives(exported: tuple[Segment, Path], run: Any) -> None:
+@pytest.mark.parametrize("runtime", [OnnxRuntime, OpenVino])
+def test_runtimes_give_what_torch_gives(
+    exported: tuple[Segment, Path], runtime: type[Runtime]
+) -> None:
     head, path = exported
     with torch.no_grad():
         expected = {name: value.numpy() for name, value in head(**inputs()).items()}
-    found = run(path, inputs())
+    found = run(runtime, path, inputs())
     assert found.keys() == expected.keys()
     assert (expected["panoptic_classes"] >= 0).any(axis=1).all()
     for name, value in expected.items():
@@ -238,10 +232,10 @@ def test_runtimes_give_what_torch_gives(exported: tuple[Segment, Path], run: Any
 def test_a_batch_of_mixed_thresholds_and_sizes_equals_one_by_one(
     exported: tuple[Segment, Path],
 ) -> None:
-    together = run_onnxruntime(exported[1], inputs())
+    together = run(OnnxRuntime, exported[1], inputs())
     for index in range(3):
         alone = {name: value[index : index + 1] for name, value in inputs().items()}
-        for name, value in run_onnxruntime(exported[1], alone).items():
+        for name, value in run(OnnxRuntime, exported[1], alone).items():
             if value.dtype == np.float32:
                 np.testing.assert_allclose(value[0], together[name][index], atol=1e-5)
             else:

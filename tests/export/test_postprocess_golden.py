@@ -194,7 +194,7 @@ def test_semantic_maps_are_those_of_mask2former(golden: list[Golden]) -> None:
 def pillow_nearest(source: int, target: int) -> NDArray[np.int32]:
     """The pixels that Pillow's NEAREST takes along one axis."""
     numbers = Image.fromarray(np.arange(source, dtype=np.int32)[None])
-    return np.asarray(numbers.resize((target, 1), Image.Resampling.NEAREST))[0]
+    return np.asarray(numbers.resize((target, 1), Image.Resampling.NEAREST))[0].copy()
 
 
 def run(
