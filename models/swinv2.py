@@ -10,15 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import Mlp
-from models.swin import (
-    Neighbours,
-    SwinClassifier,
-    WindowAttention,
-    Windows,
-    check_stages,
-    relative_index,
-    widths,
-)
+from models.swin import Neighbours, SwinClassifier, check_stages, widths
+from models.windows import WindowAttention, Windows, relative_index
 
 BIAS_WIDTH = 512
 BIAS_RANGE = 16.0

@@ -11,17 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from export.to_onnx import save, trace
-from models import swin
-from models.swin import (
-    SHIFT_MASK,
-    Swin,
-    SwinClassifier,
-    SwinConfig,
-    WindowAttention,
-    Windows,
-    grids,
-)
+from models.swin import Swin, SwinClassifier, SwinConfig, grids
 from models.swinv2 import ContinuousBias, SwinV2Classifier, SwinV2Config
+from models.windows import SHIFT_MASK, RelativeBias, WindowAttention, Windows
 
 DIMENSIONS: dict[str, Any] = {"dim": 8, "depths": (2, 2, 2, 1), "heads": (1, 2, 2, 4), "classes": 5}
 CONFIG = SwinConfig((56, 84), window=4, **DIMENSIONS)
@@ -116,7 +108,7 @@ def test_second_version_keeps_the_windows_that_it_was_fitted_with() -> None:
 
 
 def test_relative_bias_depends_on_the_offset_alone() -> None:
-    bias = swin.RelativeBias(heads=2, side=3, table_side=4)
+    bias = RelativeBias(heads=2, side=3, table_side=4)
     bias.table.data = torch.arange(49 * 2, dtype=torch.float32).view(49, 2)
     found = bias().detach().numpy()
     for query in range(9):
@@ -154,7 +146,7 @@ def test_merged_bias_and_mask_are_added_as_the_two_apart(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = classifier(kind)
-    monkeypatch.setattr(swin, "MERGED_WINDOWS", 0)
+    monkeypatch.setattr("models.windows.MERGED_WINDOWS", 0)
     apart = classifier(kind)
     attentions = [
         [m.merged for m in model.modules() if isinstance(m, WindowAttention)]
