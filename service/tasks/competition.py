@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from service.tasks.resampling import Maps, Taps, Tile, tiles
 
 _SHARE = 1e-4  # by which rounding may move a probability, as a share of it
-_SLACK = 1e-5  # by which it may move a sum of probabilities
+_TRACE = 1e-5  # of a sum of probabilities, which may be left out
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,14 @@ def by_sum(maps: Maps, weights: Maps, down: Taps, across: Taps) -> NDArray[np.ui
     winners = np.empty((len(down), len(across)), dtype=np.uint16)
     for tile in tiles(down, across):
         low, high = (sigmoid(bound) for bound in tile.bounds(maps))
-        rivals = np.flatnonzero(weights @ high >= (weights @ low).max() - _SLACK)
+        least = (weights @ low).max()  # the best sum is no smaller
+        rivals = np.flatnonzero(weights @ high >= least * (1 - _SHARE))
         if len(rivals) > 1:
             own = weights[rivals]
-            # Maps that together move no sum by more than the slack are left out.
+            # Maps that together add to no sum more than a trace are left out.
             reach = own.max(axis=0) * high
             order = np.argsort(reach)
-            chosen = np.sort(order[np.cumsum(reach[order]) > _SLACK / 2])
+            chosen = np.sort(order[np.cumsum(reach[order]) >= least * _TRACE])
             rivals = rivals[_largest_sum(tile, maps, own, chosen)]
         winners[tile.rows, tile.columns] = rivals
     return winners
