@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from models.maskformer import MaskFormer
 from torch import Tensor, nn
 
 from export.heads import Detect, Entry, Merge, Segment, Serve
@@ -13,6 +12,7 @@ from models.checkpoints import Loaded
 from models.deformable_detr import DeformableDetr
 from models.detr import Detr
 from models.mask2former import Mask2Former
+from models.maskformer import MaskFormer
 from service import bundle
 from service.errors import StartError
 from service.geometry import Size

@@ -131,7 +131,7 @@ def test_batches_are_always_full() -> None:
 def test_not_a_number_is_an_objection_in_every_precision() -> None:
     broken = measure(GRAPH, Fixed(LOGITS * np.nan), outputs(LOGITS), INPUTS)
     assert len(objections(broken)) == 3
-    assert len(objections(broken.model_copy(update={"precision": "fp32"}))) == 3
+    assert len(objections(broken.model_copy(update={"precision": "fp32"}))) == 5
     assert broken.cosine == -1
 
 
