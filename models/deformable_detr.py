@@ -165,11 +165,14 @@ class Proposals(nn.Module):
             "proposal_boxes": (start + locate(x)).sigmoid(),
         }
 
-    def queries(self, proposed: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, proposed: dict[str, Tensor]) -> Tensor:
+        """The cells (B, Q) whose first class has the highest logit, as in the authors' code."""
+        return proposed["proposal_logits"][..., 0].topk(self.count, dim=1).indices
+
+    def queries(self, proposed: dict[str, Tensor], best: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features and positions (B, Q, D) of the queries, and the boxes (B, Q, 4) they start from:
-        those with the highest logit of the first class, as in the authors' code.
+        those of the cells ``best``.
         """
-        best = proposed["proposal_logits"][..., 0].topk(self.count, dim=1).indices
         boxes = proposed["proposal_boxes"].detach().gather(1, best[..., None].expand(-1, -1, 4))
         angles = boxes[..., None] * (2 * math.pi) / self.wavelengths
         waves = torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(2)
@@ -182,7 +185,9 @@ class DeformableDetr(nn.Module):
     picture takes up at the top left of the canvas, to named tensors.
 
     ``logits`` (B, Q, K) for a sigmoid, without a class for "no object", and ``boxes`` (B, Q, 4),
-    middle x, middle y, width and height as shares of the valid area.
+    middle x, middle y, width and height as shares of the valid area. In two stages there are also
+    ``cells`` (B, Q), which of the encoder's cells proposed a query, counted through all levels: a
+    name that holds when roundings change the order of the queries.
     """
 
     def __init__(self, config: DeformableDetrConfig) -> None:
@@ -210,14 +215,14 @@ class DeformableDetr(nn.Module):
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         last = self.predictions(images, sizes)[-1]
-        return {"logits": last["logits"], "boxes": last["boxes"]}
+        return {name: last[name] for name in ("logits", "boxes", "cells") if name in last}
 
     def predictions(self, images: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
         """``logits`` and ``boxes`` after each decoder layer, for training on all of them.
 
         With two stages the last also has what the encoder proposes at every cell: logits
         ``proposal_logits`` (B, S, K) and ``proposal_boxes`` (B, S, 4). Cells that may propose
-        nothing have the box (1, 1, 1, 1).
+        nothing have the box (1, 1, 1, 1). ``cells`` (B, Q) are those that became queries.
         """
         return self._detect(images, sizes)[0]
 
@@ -226,20 +231,21 @@ class DeformableDetr(nn.Module):
     ) -> dict[str, Tensor]:
         """Where one query and one place looked, in every layer.
 
-        ``query`` (B,) is an object query, -1 the one of the highest logit. ``place`` (B, 2) is y
+        ``query`` (B,) is an object query, in two stages by its cell (of a cell that proposed none
+        it is the first query), and -1 the one of the highest logit. ``place`` (B, 2) is y
         and x as shares of the canvas; the cell of the finest level around it is the query of the
         encoder. Returns ``decoder.0``, ... and ``encoder.0``, ... (B, h, height * width): the
         attention weights of all levels spread bilinearly over the finest level's grid; and
-        ``logits`` and ``boxes`` as ``forward``.
+        what ``forward`` returns.
         """
         predictions, encoder, decoder = self._detect(images, sizes)
-        logits = predictions[-1]["logits"]
-        query = torch.where(query < 0, logits.amax(dim=-1).argmax(dim=-1), query)
+        last = predictions[-1]
+        named = {name: last[name] for name in ("logits", "boxes", "cells") if name in last}
+        query = chosen_query(named, query)
         height, width = self.config.grids[0]
         down, across = (side / self.config.backbone.strides[0] for side in self.config.canvas)
         row = (place[:, 0] * down).long().clamp(0, height - 1)
         column = (place[:, 1] * across).long().clamp(0, width - 1)
-        named = {"logits": logits, "boxes": predictions[-1]["boxes"]}
         for index, places in enumerate(encoder):
             named[f"encoder.{index}"] = _look(places, row * width + column, (height, width))
         for index, places in enumerate(decoder):
@@ -254,7 +260,8 @@ class DeformableDetr(nn.Module):
         proposed: dict[str, Tensor] = {}
         if self.config.two_stage:
             proposed = self.proposals(memory, self.classify[-1], self.locate[-1])
-            x, positions, reference = self.proposals.queries(proposed)
+            proposed["cells"] = self.proposals.choose(proposed)
+            x, positions, reference = self.proposals.queries(proposed, proposed["cells"])
         else:
             x = self.queries.expand(images.shape[0], -1, -1)
             positions = self.query_positions.expand(images.shape[0], -1, -1)
@@ -283,9 +290,10 @@ class DeformableDetr(nn.Module):
             torch.stack(ratios, dim=1),
         )
         reference = memory.middles[:, :, None] * memory.ratios[:, None]  # (B, S, L, 2)
+        position = torch.cat(positions, dim=1)  # (B, S, D)
         places = []
         for layer in self.encoder:
-            memory, looked = layer(memory, torch.cat(positions, dim=1), reference)
+            memory, looked = layer(memory, position, reference)
             places.append(looked)
         return memory, places
 
@@ -351,6 +359,17 @@ def _deformable_attention(config: DeformableDetrConfig) -> DeformableAttention:
     return DeformableAttention(
         config.dim, config.heads, config.levels, config.points, config.grids, config.sampling
     )
+
+
+def chosen_query(answer: dict[str, Tensor], query: Tensor) -> Tensor:
+    """The row (B,) of ``query`` in the answer of a network: of the highest logit for -1, else that
+    number, or in two stages the row of that cell, the first where there is none.
+    """
+    if "cells" in answer:
+        row = (answer["cells"] == query[:, None]).int().argmax(dim=1)
+    else:
+        row = query
+    return torch.where(query < 0, answer["logits"].amax(dim=-1).argmax(dim=-1), row)
 
 
 def _projections(config: DeformableDetrConfig, channels: tuple[int, ...]) -> nn.ModuleList:
