@@ -46,7 +46,7 @@ def write(kind: str, folder: Path) -> Written:
 def lively(network: nn.Module) -> None:
     """Weights large enough that every layer changes the answer, small enough that none saturates.
 
-    The heads of classes are louder, so that classes differ from query to query.
+    Queries and the heads of classes and masks are louder, so that both differ from query to query.
     """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in network.named_parameters():
@@ -55,8 +55,10 @@ def lively(network: nn.Module) -> None:
             scale = 0.1
         else:
             offset, scale = 0.0, 1.2 / parameter[0].numel() ** 0.5
-        if "class" in name:
-            scale *= 3
+        if "quer" in name and parameter.ndim == 2 and "proj" not in name:
+            scale = 3.0
+        if "class" in name or name.startswith("mask_head.output_conv"):
+            scale *= 6
         parameter.data = offset + scale * torch.randn(parameter.shape, generator=generator)
     for name, buffer in network.named_buffers():
         if name.endswith("running_mean"):
