@@ -12,13 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime
 import openvino
 import torch
 from torch import Tensor, nn
 
-from export.to_onnx import trace
 from models.deformable import DeformableAttention, Sampling
 
 FORMS: tuple[Sampling, ...] = ("grid_sample", "gather")
@@ -80,7 +78,17 @@ def measure(canvas: tuple[int, int], dim: int, rounds: int, threads: int) -> Non
     with tempfile.TemporaryDirectory() as folder:
         for form, layer in layers.items():
             path = Path(folder) / f"{form}.onnx"
-            ir.save(trace(layer, {"cells": cells}), path)
+            torch.onnx.export(
+                layer,
+                (cells[:1],),
+                path,
+                input_names=["cells"],
+                output_names=["attended"],
+                opset_version=18,
+                external_data=False,
+                dynamo=True,
+                verbose=False,
+            )
             for runtime, run in runners(path, cells[:1].numpy(), threads).items():
                 runs.setdefault(runtime, {})[form] = run
     print(f"{cells.shape[1]} cells of width {dim}, {threads} threads, median of {rounds} rounds")
