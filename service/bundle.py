@@ -168,6 +168,9 @@ class Segmentation(Strict):
     rule: Rule
     modes: list[Mode] = Field(min_length=1)
     threshold: float = Field(default=0.8, ge=0, le=1)
+    instance_threshold: float = Field(
+        default=0.5, ge=0, le=1, description="the same in mode instance, whose scores are lower"
+    )
     overlap_threshold: float = Field(default=0.8, ge=0, le=1)
     detail: Detail = "exact"
 

@@ -69,6 +69,20 @@ def test_panoptic_segments_come_with_their_map() -> None:
     assert fake.link.wanted == [("panoptic_map", "panoptic_classes", "panoptic_scores")]
 
 
+def test_instances_have_a_default_threshold_of_their_own() -> None:
+    manifest = segmenter_of()
+    assert manifest.segmentation is not None
+    sections = {"threshold": 0.8, "instance_threshold": 0.3}
+    segmentation = manifest.segmentation.model_copy(update=sections)
+    fake = app(manifest.model_copy(update={"segmentation": segmentation}))
+    with fake.client() as client:
+        for mode in ("panoptic", "instance"):
+            client.post(f"/v1/segment?mode={mode}", content=PHOTO)
+    assert [float(inputs["threshold"]) for _, inputs, _ in fake.link.asked] == pytest.approx(
+        [0.8, 0.3]
+    )
+
+
 def test_thresholds_go_to_the_graph_with_each_picture() -> None:
     fake = app(segmenter_of(geometry=PAD))
     with fake.client() as client:

@@ -81,11 +81,14 @@ def _plan(call: Call, options: SegmentOptions) -> Work:
 def _asked(manifest: Manifest, options: SegmentOptions) -> segment.Request:
     defaults = manifest.segmentation
     assert defaults is not None  # the bundle's loader checks that the task comes with it
+    mode = _mode(defaults, options.mode)
     threshold, overlap = options.threshold, options.overlap_threshold
+    if threshold is None:
+        threshold = defaults.instance_threshold if mode == "instance" else defaults.threshold
     return segment.Request(
-        mode=_mode(defaults, options.mode),
+        mode=mode,
         detail=options.detail or defaults.detail,
-        threshold=defaults.threshold if threshold is None else threshold,
+        threshold=threshold,
         overlap_threshold=defaults.overlap_threshold if overlap is None else overlap,
         labels=choose_labels(manifest, options.labels),
     )
