@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoints import Loaded
-from models.deformable_detr import DeformableDetr
+from models.deformable_detr import DeformableDetr, DeformableDetrConfig
 from models.detr import Detr
 from models.mask2former import Mask2Former
 from models.maskformer import MaskFormer
@@ -115,9 +115,12 @@ def _of_detector(model: Detr | DeformableDetr) -> Explain:
         _layers(name, [config.heads] * count, [stride] * count)
         for name, count in (("decoder", config.decoder_layers), ("encoder", config.encoder_layers))
     )
+    queries = config.queries
+    if isinstance(config, DeformableDetrConfig) and config.two_stage:  # named by their cells
+        queries = sum(height * width for height, width in config.grids)
     return Explain(
         kinds=[
-            Kind(name="decoder", query="object", queries=config.queries, layers=decoder),
+            Kind(name="decoder", query="object", queries=queries, layers=decoder),
             Kind(name="encoder", query="place", layers=encoder),
         ]
     )

@@ -215,7 +215,7 @@ class DeformableDetr(nn.Module):
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         last = self.predictions(images, sizes)[-1]
-        return {name: last[name] for name in ("logits", "boxes", "cells") if name in last}
+        return _answer(last)
 
     def predictions(self, images: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
         """``logits`` and ``boxes`` after each decoder layer, for training on all of them.
@@ -239,8 +239,7 @@ class DeformableDetr(nn.Module):
         what ``forward`` returns.
         """
         predictions, encoder, decoder = self._detect(images, sizes)
-        last = predictions[-1]
-        named = {name: last[name] for name in ("logits", "boxes", "cells") if name in last}
+        named = _answer(predictions[-1])
         query = chosen_query(named, query)
         height, width = self.config.grids[0]
         down, across = (side / self.config.backbone.strides[0] for side in self.config.canvas)
@@ -361,14 +360,17 @@ def _deformable_attention(config: DeformableDetrConfig) -> DeformableAttention:
     )
 
 
+def _answer(prediction: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What ``forward`` returns of the last prediction."""
+    return {name: prediction[name] for name in ("logits", "boxes", "cells") if name in prediction}
+
+
 def chosen_query(answer: dict[str, Tensor], query: Tensor) -> Tensor:
     """The row (B,) of ``query`` in the answer of a network: of the highest logit for -1, else that
     number, or in two stages the row of that cell, the first where there is none.
     """
-    if "cells" in answer:
-        row = (answer["cells"] == query[:, None]).int().argmax(dim=1)
-    else:
-        row = query
+    cells = answer.get("cells")
+    row = query if cells is None else (cells == query[:, None]).int().argmax(dim=1)
     return torch.where(query < 0, answer["logits"].amax(dim=-1).argmax(dim=-1), row)
 
 

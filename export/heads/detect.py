@@ -16,6 +16,7 @@ class Boxes(nn.Module):
     "softmax" (DETR, Carion et al. 2020, arXiv 2005.12872): T = Q rows in the order of the queries,
     each with its best class other than the last, "no object". "sigmoid" (Deformable DETR): the T =
     min(100, Q*K) best pairs of query and class, best first, so that a query may have several rows.
+    Where a network names its queries by ``cells``, so does ``queries``.
 
     ``boxes`` (B, T, 4) are xyxy in 0..1 of the valid area, not clipped. Rows are the same in both
     profiles: nothing is left out here. Who answers keeps ``score > threshold`` under "hf", and
@@ -26,8 +27,12 @@ class Boxes(nn.Module):
         super().__init__()
         self.activation = activation
 
-    def forward(self, logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-        """``logits`` (B, Q, K+1), or (B, Q, K) of a sigmoid; ``boxes`` (B, Q, 4) cxcywh in 0..1."""
+    def forward(
+        self, logits: Tensor, boxes: Tensor, cells: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """``logits`` (B, Q, K+1), or (B, Q, K) of a sigmoid; ``boxes`` (B, Q, 4) cxcywh in 0..1;
+        ``cells`` (B, Q).
+        """
         corners = xyxy(boxes)
         if self.activation == "softmax":
             scores, classes = logits.softmax(dim=-1)[..., :-1].max(dim=-1)
@@ -37,6 +42,7 @@ class Boxes(nn.Module):
             scores, best = pairs.topk(min(MOST_BOXES, pairs.shape[1]))
             queries, classes = best // logits.shape[2], best % logits.shape[2]
             corners = corners.gather(1, queries[..., None].expand(-1, -1, 4))
+        queries = queries if cells is None else cells.gather(1, queries)
         return {
             "scores": scores,
             "classes": classes.int(),
@@ -60,7 +66,7 @@ class Detect(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor | None = None) -> dict[str, Tensor]:
         x = self.entry(images, sizes)
         raw = self.model(x, whole(images) if sizes is None else sizes)
-        rows: dict[str, Tensor] = self.boxes(raw["logits"], raw["boxes"])
+        rows: dict[str, Tensor] = self.boxes(raw["logits"], raw["boxes"], raw.get("cells"))
         return rows | {"logits": raw["logits"]}
 
 

@@ -9,7 +9,7 @@ from export.heads.classify import Activation
 from export.heads.detect import whole, xyxy
 from export.heads.entry import Entry
 
-_PREDICTIONS = ("logits", "boxes", "masks")
+_PREDICTIONS = ("logits", "boxes", "masks", "cells")
 
 
 class Explain(nn.Module):
@@ -49,7 +49,7 @@ class Explain(nn.Module):
         return maps | self._explained(named, query)
 
     def _explained(self, named: dict[str, Tensor], query: Tensor) -> dict[str, Tensor]:
-        """The best is found as the networks find it."""
+        """The best, and a query named by its cell, are found as the networks find them."""
         logits = named["logits"]
         if logits.ndim == 2:  # of a classifier
             return {
@@ -57,8 +57,11 @@ class Explain(nn.Module):
                 "explained_logits": logits,
             }
         scores = logits if self.activation == "sigmoid" else logits.softmax(dim=-1)[..., :-1]
-        chosen = torch.where(query < 0, scores.amax(dim=-1).argmax(dim=-1), query)
-        found = {"explained": chosen, "explained_logits": _row(logits, chosen)}
+        cells = named.get("cells")
+        row = query if cells is None else (cells == query[:, None]).int().argmax(dim=1)
+        chosen = torch.where(query < 0, scores.amax(dim=-1).argmax(dim=-1), row)
+        name = chosen if cells is None else cells.gather(1, chosen[:, None])[:, 0]
+        found = {"explained": name, "explained_logits": _row(logits, chosen)}
         if "boxes" in named:
             found["explained_box"] = xyxy(_row(named["boxes"], chosen))
         return found

@@ -113,11 +113,23 @@ def read_question(
     return Question(_token_of(cell, kind.layers[0], prefix, placement), point=at)
 
 
-def read_found(selection: Selection, manifest: Manifest, outputs: Arrays) -> Object | None:
-    """Which object or class an explain graph explained; None for a kind that is about neither."""
+def read_found(
+    selection: Selection, manifest: Manifest, outputs: Arrays, question: Question
+) -> Object | None:
+    """Which object or class an explain graph explained; None for a kind that is about neither.
+
+    Raises:
+        InvalidParameter: not the one that was asked for, since this picture has no such query.
+    """
     if selection.kind.query not in ("object", "class"):
         return None
     number, logits = int(outputs["explained"]), outputs["explained_logits"].astype(np.float64)
+    if question.query not in (-1, number):
+        raise InvalidParameter(
+            f"query={question.query} is none of this picture's; ask for the 'query' of an object "
+            "that was found in it, or for 'best'",
+            parameter="query",
+        )
     if manifest.activation == "sigmoid":
         scores = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
     else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.heads import Activation, Entry, Explain, Serve
+from export.heads import Activation, Boxes, Entry, Explain, Serve
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -113,3 +113,25 @@ def test_explain_says_which_object_it_explained(
     assert outputs["explained_box"].tolist() == [boxes[number]]
     padded = head(every_pixel(), torch.tensor([query]), sizes=torch.tensor([[3, 4]]))
     assert padded["decoder.0"].tolist() == [[3, 4]]
+
+
+class Proposing(Looking):
+    """Its queries come from the cells 40 and 7."""
+
+    def explain(self, images: Tensor, sizes: Tensor, query: Tensor) -> dict[str, Tensor]:
+        return super().explain(images, sizes, query) | {"cells": torch.tensor([[40, 7]])}
+
+
+@pytest.mark.parametrize(
+    ("query", "cell", "row"), [(-1, 40, 0), (40, 40, 0), (7, 7, 1), (8, 40, 0), (0, 40, 0)]
+)
+def test_a_query_with_a_cell_goes_by_it(query: int, cell: int, row: int) -> None:
+    head = Explain(Entry(1 / 255, MEAN, STD), Proposing(), "sigmoid")
+    outputs = head(every_pixel(), torch.tensor([query]))
+    assert outputs["explained"].tolist() == [cell]
+    assert outputs["explained_logits"].tolist() == [[[4, 0, 5], [0, 3, 0]][row]]
+    assert "cells" not in outputs
+    rows = Boxes("sigmoid")(
+        torch.tensor([[[4.0], [5.0]]]), torch.rand(1, 2, 4), torch.tensor([[40, 7]])
+    )
+    assert rows["queries"].tolist() == [[7, 40]]  # best first

@@ -268,7 +268,8 @@ def found(kind: str, logits: list[float], **more: Any) -> queries.Object | None:
     outputs = {"explained": np.array(1), "explained_logits": np.array(logits, np.float32)}
     activation = more.pop("activation", "softmax")
     selection = attention.select(EXPLAIN, kind, None, None)
-    return queries.read_found(selection, manifest(activation=activation), outputs | more)
+    question = queries.Question(more.pop("asked", -1))
+    return queries.read_found(selection, manifest(activation=activation), outputs | more, question)
 
 
 def test_an_object_is_its_surest_class_that_is_one() -> None:
@@ -293,6 +294,15 @@ def test_a_class_has_its_own_score_even_if_another_is_better() -> None:
     assert class_ is not None
     assert (class_.label.id, class_.query, class_.name) == (9, None, "9")
     assert class_.score == pytest.approx(0.125)
+
+
+def test_a_query_that_the_picture_does_not_have_is_refused() -> None:
+    for asked in (-1, 1):
+        object_ = found("decoder", [0.0, 1.0, 0.0, 0.0], asked=asked)
+        assert object_ is not None
+        assert object_.query == 1
+    with pytest.raises(InvalidParameter, match="query=2 is none of this picture's"):
+        found("decoder", [0.0, 1.0, 0.0, 0.0], asked=2)
 
 
 def test_a_place_and_a_token_are_no_objects() -> None:

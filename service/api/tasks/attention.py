@@ -104,7 +104,7 @@ async def _explain(
     result = await call.serving.infer(
         picture, manifest, call.deadline_s, call.trace, kind, question.inputs(), wanted
     )
-    found = queries.read_found(selection, manifest, result.outputs)
+    found = queries.read_found(selection, manifest, result.outputs, question)
     maps = attention.answer(selection, placement, result.outputs, served)
     region = attention.seen_region(placement)
     answer = AttentionAnswer(
