@@ -4,6 +4,7 @@ transformers' own model and processor do.
 
 import base64
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -29,6 +31,8 @@ CANVASES = {  # what the photograph, 480 x 640, becomes: it is not padded then
     "Mask2FormerForUniversalSegmentation": (160, 224),
 }
 CLASSIFIERS = [kind for kind in KINDS if kind.endswith("ImageClassification")]
+PADDED = ["DetrForObjectDetection", "DeformableDetrForObjectDetection"]
+PADDED_CANVAS = (160, 256)
 DETECTORS = [kind for kind in KINDS if kind.startswith("D")]
 SEGMENTERS = [kind for kind in KINDS if kind.endswith("Segmentation")]
 THRESHOLD = 0.3
@@ -41,12 +45,13 @@ class World:
 
     written: dict[str, Written]
     server: Server
+    repository: Path
     photograph: Path
 
-    def ask(self, task: str, kind: str, **parameters: Any) -> Any:
+    def ask(self, task: str, model: str, **parameters: Any) -> Any:
         response = httpx.post(
             f"{self.server.url}/v1/{task}",
-            params={"model": kind, **parameters},
+            params={"model": model, **parameters},
             content=self.photograph.read_bytes(),
             headers={"content-type": "image/png"},
             timeout=60,
@@ -54,9 +59,10 @@ class World:
         assert response.status_code == 200, response.text
         return response.json()
 
-    def reference(self, kind: str) -> Any:
+    def reference(self, kind: str, **options: Any) -> Any:
         written = self.written[kind]
-        inputs = written.processor(Image.open(self.photograph).convert("RGB"), return_tensors="pt")
+        image = Image.open(self.photograph).convert("RGB")
+        inputs = written.processor(image, return_tensors="pt", **options)
         with torch.inference_mode():
             return written.model(**inputs)
 
@@ -74,9 +80,18 @@ def world(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Iterat
             precisions=["fp32"],
             wishes=Wishes(profile="hf"),
         )
+    for kind in PADDED:
+        export_bundle(
+            written[kind].folder,
+            root / "repository",
+            name=f"{kind}-padded",
+            canvases=[PADDED_CANVAS],
+            precisions=["fp32"],
+            wishes=Wishes(profile="hf", tasks=["detect"]),
+        )
     photograph = shared_data / "hf_coco_fixtures" / "000000039769.png"
     with running_server("--repository", str(root / "repository"), "--precision", "fp32") as server:
-        yield World(written, server, photograph)
+        yield World(written, server, root / "repository", photograph)
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
@@ -90,21 +105,30 @@ def test_a_classifier_gives_the_probabilities_of_transformers(world: World, kind
 
 @pytest.mark.parametrize("kind", DETECTORS)
 def test_a_detector_gives_the_boxes_of_transformers(world: World, kind: str) -> None:
-    processor = world.written[kind].processor
-    output = world.reference(kind)
-    expected = processor.post_process_object_detection(
-        output, threshold=THRESHOLD, target_sizes=[(480, 640)]
-    )[0]
-    order = expected["scores"].argsort(descending=True)
-    found = world.ask("detect", kind, threshold=THRESHOLD)["predictions"]
-    assert len(found) == len(order) > 2
-    assert [p["label_id"] for p in found] == expected["labels"][order].tolist()
-    assert [p["score"] for p in found] == pytest.approx(
-        expected["scores"][order].tolist(), abs=1e-4
-    )
-    boxes = np.array([list(p["box"].values()) for p in found])
-    clipped = expected["boxes"][order].numpy().clip(0, [640, 480, 640, 480])
-    assert np.abs(boxes - clipped).max() < 0.5
+    _has_the_boxes_of(world, kind, kind, world.reference(kind))
+
+
+@pytest.mark.parametrize("kind", PADDED)
+def test_a_padded_picture_has_the_boxes_that_transformers_finds_with_a_mask(
+    world: World, kind: str
+) -> None:
+    height, width = PADDED_CANVAS
+    output = world.reference(kind, pad_size={"height": height, "width": width})
+    _has_the_boxes_of(world, f"{kind}-padded", kind, output)
+    metrics = httpx.get(f"{world.server.url}/metrics").text
+    (padding,) = re.findall(rf'padding_ratio_sum\{{model="{kind}-padded"\}} ([\d.]+)', metrics)
+    assert float(padding) == pytest.approx(1 - 213 / 256)
+
+
+def test_every_graph_has_a_dynamic_batch_and_an_opset_from_17_to_19(world: World) -> None:
+    paths = sorted(world.repository.glob("*/*/*.onnx"))
+    assert len(paths) == 2 * len(KINDS) + len(PADDED)
+    for path in paths:
+        model = onnx.load(path, load_external_data=False)
+        (opset,) = [entry.version for entry in model.opset_import if not entry.domain]
+        assert 17 <= opset <= 19
+        for value in [*model.graph.input, *model.graph.output]:
+            assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
 @pytest.mark.parametrize("kind", SEGMENTERS)
@@ -135,6 +159,21 @@ def test_a_segmenter_gives_the_maps_of_transformers(world: World, kind: str, mod
             np.stack([expected_map, found]).reshape(2, -1), axis=1, return_counts=True
         )
         assert _one_to_one(*pairs) >= 0.999 * found.size
+
+
+def _has_the_boxes_of(world: World, model: str, kind: str, output: Any) -> None:
+    expected = world.written[kind].processor.post_process_object_detection(
+        output, threshold=THRESHOLD, target_sizes=[(480, 640)]
+    )[0]
+    order = expected["scores"].argsort(descending=True)
+    found = world.ask("detect", model, threshold=THRESHOLD)["predictions"]
+    assert len(found) == len(order) > 2
+    assert [p["label_id"] for p in found] == expected["labels"][order].tolist()
+    scores = expected["scores"][order].tolist()
+    assert [p["score"] for p in found] == pytest.approx(scores, abs=1e-4)
+    boxes = np.array([list(p["box"].values()) for p in found])
+    clipped = expected["boxes"][order].numpy().clip(0, [640, 480, 640, 480])
+    assert np.abs(boxes - clipped).max() < 0.5
 
 
 def _reference_map(world: World, kind: str, mode: str) -> tuple[NDArray[np.int64], dict[int, int]]:
