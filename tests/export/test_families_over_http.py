@@ -23,6 +23,8 @@ from export.plan import Wishes
 from tests.conftest import Server, running_server
 from tests.export.family_checkpoints import KINDS, Written, write
 
+pytestmark = pytest.mark.timeout(1200)  # the first test waits for sixteen graphs to be traced
+
 CANVASES = {  # what the photograph, 480 x 640, becomes: it is not padded then
     "DetrForObjectDetection": (160, 213),
     "DetrForSegmentation": (160, 213),
