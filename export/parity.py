@@ -100,35 +100,44 @@ def measure_explain(runtime: Runtime, expected: Arrays, inputs: Arrays) -> float
 def objections(parity: Parity) -> list[str]:
     """Why this pair of runtime and precision may not serve, one clause each; none if it may."""
     structured = parity.box_agreement is not None or parity.mask_agreement is not None
-    found = _low_agreement(parity)
     if parity.precision == "fp32":
-        score_limit = STRUCTURED_LIMIT if structured else FP32_LIMIT
-        if not parity.cosine >= FP32_COSINE_LIMIT:
-            found.append(f"smallest cosine is {parity.cosine:.6f} (limit {FP32_COSINE_LIMIT})")
-        errors = {
-            "largest error of a score"
-            if parity.embedding_error is None or parity.top1_agreement is not None
-            else "largest error": (parity.max_error, score_limit),
-            "largest difference between alone and batched": (parity.batch_error, score_limit),
-            "largest relative error of the embedding": (parity.embedding_error, FP32_LIMIT),
-            "largest error of the attention": (parity.attention_error, FP32_LIMIT),
-            "largest error of the explain graph": (parity.explain_error, score_limit),
-            "largest error of a box edge": (parity.box_error, STRUCTURED_LIMIT),
-        }
-        return found + [
-            f"{what} is {error:.1e} (limit {limit:.0e})"
-            for what, (error, limit) in errors.items()
-            if error is not None and not error <= limit
-        ]
-    limit = STRUCTURED_COSINE_LIMIT if structured else COSINE_LIMIT
-    if not parity.cosine >= limit:
-        found.append(f"smallest cosine is {parity.cosine:.5f} (limit {limit})")
-    if parity.batch_error is not None and not parity.batch_error <= REDUCED_BATCH_LIMIT:
-        found.append(
-            f"largest difference between alone and batched is {parity.batch_error:.1e} "
-            f"(limit {REDUCED_BATCH_LIMIT:.0e})"
+        cosine_limit, score_limit = (
+            FP32_COSINE_LIMIT,
+            STRUCTURED_LIMIT if structured else FP32_LIMIT,
         )
-    return found
+        limited = _errors_of_fp32(parity, score_limit)
+    else:
+        cosine_limit = STRUCTURED_COSINE_LIMIT if structured else COSINE_LIMIT
+        limited = {
+            "largest difference between alone and batched": (
+                parity.batch_error,
+                REDUCED_BATCH_LIMIT,
+            )
+        }
+    found = _low_agreement(parity)
+    if not parity.cosine >= cosine_limit:
+        found.append(f"smallest cosine is {parity.cosine:.5f} (limit {cosine_limit})")
+    return found + [
+        f"{what} is {error:.1e} (limit {limit:.0e})"
+        for what, (error, limit) in limited.items()
+        if error is not None and not error <= limit
+    ]
+
+
+def _errors_of_fp32(parity: Parity, score_limit: float) -> dict[str, tuple[float | None, float]]:
+    """Each error that fp32 is judged by, and its limit."""
+    of_vectors = parity.embedding_error is not None and parity.top1_agreement is None
+    return {
+        "largest error" if of_vectors else "largest error of a score": (
+            parity.max_error,
+            score_limit,
+        ),
+        "largest difference between alone and batched": (parity.batch_error, score_limit),
+        "largest relative error of the embedding": (parity.embedding_error, FP32_LIMIT),
+        "largest error of the attention": (parity.attention_error, FP32_LIMIT),
+        "largest error of the explain graph": (parity.explain_error, score_limit),
+        "largest error of a box edge": (parity.box_error, STRUCTURED_LIMIT),
+    }
 
 
 def _low_agreement(parity: Parity) -> list[str]:

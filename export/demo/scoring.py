@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from export.demo.scenes import THINGS, Scene
+from export.demo.scenes import THINGS
 
 
 @dataclass
@@ -92,15 +92,6 @@ class BoxTruth:
     size: tuple[int, int]
     classes: NDArray[np.integer]
     boxes_xyxy_px: NDArray[np.floating]
-
-
-def box_truth(drawn: Scene) -> BoxTruth:
-    """The things of a scene."""
-    return BoxTruth(
-        drawn.ids.shape,
-        np.array([THINGS.index(thing.label) for thing in drawn.objects]),
-        np.array([thing.box_xyxy_px for thing in drawn.objects], dtype=np.float64),
-    )
 
 
 def average_precision(truth: Sequence[BoxTruth], found: Sequence[Detections]) -> dict[str, float]:
