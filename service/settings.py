@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=0, ge=0, le=512, description="Threads of the runtime; 0 takes every core"
     )
+    cache: str = Field(
+        default="auto",
+        min_length=1,
+        description="Folder of compiled models; auto: saccade/ in the user's cache; off: none",
+    )
     api_processes: int = Field(default=1, ge=1, le=64, description="HTTP processes")
     decode_threads: int = Field(
         default=0, ge=0, le=512, description="Decoding threads per HTTP process; 0: one a core"
@@ -83,6 +88,19 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then the environment; no dotenv file is read behind the user's back."""
         return init_settings, env_settings
+
+    def cache_folder(self) -> Path | None:
+        """Where compiled models are kept; None where they are not, or a user has no home."""
+        if self.cache == "off":
+            return None
+        if self.cache != "auto":
+            return Path(self.cache)
+        named = os.environ.get("XDG_CACHE_HOME", "")  # which must be absolute to count
+        try:
+            home = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
+        except RuntimeError:
+            return None
+        return home / "saccade"
 
     def to_environment(self) -> dict[str, str]:
         """The variables from which a child process reads the same settings again."""

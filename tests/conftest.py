@@ -44,6 +44,14 @@ class Server:
         raise AssertionError(f"{path} did not answer {status}: {self.log.read_text()}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_models_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Servers and workers under test leave the user's cache alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SACCADE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @contextmanager
 def running_server(*flags: str) -> Iterator[Server]:
     """Start ``saccade serve`` on a free port, wait until it is ready, and stop it by its own id."""

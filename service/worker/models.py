@@ -12,6 +12,7 @@ from service.errors import RuntimeFailed
 from service.geometry import Size
 from service.settings import Settings
 from service.worker.runtimes.base import Arrays, Runtime, example_inputs
+from service.worker.runtimes.cache import open_cache
 from service.worker.runtimes.choose import Choice, candidates, open_runtime
 from service.worker.scheduler import Group
 
@@ -43,6 +44,7 @@ class Models:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._models: dict[str, Model] = {}
+        self._cache = open_cache(settings.cache_folder())
 
     def load(self, report: Callable[[str], None]) -> None:
         """Verify, open and warm every model of the repository; ``report`` hears each phase.
@@ -112,7 +114,9 @@ class Models:
         return Ran(taken_apart, runtime.precision)
 
     def _open(self, model: Model, kind: GraphKind, canvas: Size) -> Runtime:
-        runtime = open_runtime(model.bundle, kind, canvas, model.choice, self._settings.threads)
+        runtime = open_runtime(
+            model.bundle, kind, canvas, model.choice, self._settings.threads, self._cache
+        )
         model.runtimes[kind, str(canvas)] = runtime
         _log.info("opened %s %s %s", model.bundle.manifest.name, kind, canvas)
         return runtime

@@ -47,7 +47,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeRuntime]:
     found: list[FakeRuntime] = []
 
     def open_runtime(
-        bundle: Bundle, kind: GraphKind, canvas: Size, choice: Choice, threads: int
+        bundle: Bundle, kind: GraphKind, canvas: Size, choice: Choice, threads: int, cache: object
     ) -> FakeRuntime:
         assert (str(canvas), choice, threads) == ("8x8", Choice("openvino", "bf16"), 3)
         found.append(FakeRuntime(kind))

@@ -16,6 +16,7 @@ OTHER_VALUES: dict[str, Any] = {
     "precision": "bf16",
     "runtime": "openvino",
     "threads": 3,
+    "cache": "/var/cache/säccade",
     "api_processes": 2,
     "decode_threads": 5,
     "max_batch": 32,

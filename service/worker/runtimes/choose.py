@@ -1,6 +1,7 @@
 """Which runtime serves a bundle, in which precision, on which device."""
 
 import importlib
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from service.cores import usable_cores
 from service.errors import BadBundle, BadSettings, StartError
 from service.geometry import Size
 from service.worker.runtimes.base import Runtime, Signature
+from service.worker.runtimes.cache import CompiledCache, Slot
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +84,12 @@ def candidates(
 
 
 def open_runtime(
-    bundle: Bundle, graph_kind: GraphKind, canvas: Size, choice: Choice, threads: int = 0
+    bundle: Bundle,
+    graph_kind: GraphKind,
+    canvas: Size,
+    choice: Choice,
+    threads: int = 0,
+    cache: CompiledCache | None = None,
 ) -> Runtime:
     """Compile one graph of the bundle and check it against the manifest.
 
@@ -102,19 +109,20 @@ def open_runtime(
             f"{bundle.folder} has no {graph_kind} graph for {canvas}; its canvases are {sizes}"
         )
     path = bundle.path(graph)
-    runtime = open_graph(path, Choice(choice.runtime, precision, choice.device), threads)
+    slot = None if cache is None else _slot(cache, bundle, graph)
+    runtime = open_graph(path, Choice(choice.runtime, precision, choice.device), threads, slot)
     check_graph(path, graph, runtime)
     return runtime
 
 
-def open_graph(path: Path, choice: Choice, threads: int = 0) -> Runtime:
-    """Compile an ONNX file that belongs to no bundle yet."""
+def open_graph(path: Path, choice: Choice, threads: int = 0, slot: Slot | None = None) -> Runtime:
+    """Compile an ONNX file, which need not belong to a bundle yet."""
     _, name = _CLASSES[choice.runtime]
     module = _library(choice.runtime)
     if module is None:
         raise StartError(_missing(choice.runtime))
     create: Callable[..., Runtime] = getattr(module, name)
-    return create(path, choice.precision, threads or _core_limit(), choice.device)
+    return create(path, choice.precision, threads or _core_limit(), choice.device, slot=slot)
 
 
 def supports(choice: Choice) -> str | None:
@@ -144,6 +152,12 @@ def check_graph(path: Path, graph: Graph, runtime: Runtime) -> None:
                 f"{path} has {side} {_describe(found)}; "
                 f"the manifest expects {_describe(expected)}. Export the model again."
             )
+
+
+def _slot(cache: CompiledCache, bundle: Bundle, graph: Graph) -> Slot:
+    """Other files of a bundle count: a graph's weights lie beside it."""
+    digests = {name: file.sha256 for name, file in bundle.manifest.files.items()}
+    return Slot(cache, json.dumps([graph.file, digests], sort_keys=True), bundle.verify)
 
 
 def _obstacle(bundle: Bundle, choice: Choice) -> str | None:

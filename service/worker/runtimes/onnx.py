@@ -1,5 +1,7 @@
 """ONNX Runtime on the CPU."""
 
+import logging
+import tempfile
 import threading
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import onnxruntime as ort
 
 from service.errors import BadBundle, BadSettings
 from service.worker.runtimes.base import Arrays, Signature
+from service.worker.runtimes.cache import Slot
 
 _DTYPES = {
     "tensor(uint8)": "uint8",
@@ -14,6 +17,9 @@ _DTYPES = {
     "tensor(int64)": "int64",
     "tensor(float)": "float32",
 }
+_PROVIDERS = ["CPUExecutionProvider"]
+
+_log = logging.getLogger(__name__)
 
 
 def supported_precisions(device: str) -> tuple[str, ...]:
@@ -24,6 +30,9 @@ def supported_precisions(device: str) -> tuple[str, ...]:
 class OnnxRuntime:
     """A graph in ONNX Runtime's CPU provider; runs one batch at a time.
 
+    ``slot`` is where the optimised graph may lie from an earlier start, and is kept for a later
+    one.
+
     Raises:
         BadSettings: the device or the precision is not one that this library offers here.
         BadBundle: the library cannot load the file.
@@ -32,7 +41,12 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(
-        self, path: Path, precision: str = "fp32", threads: int = 0, device: str = "cpu"
+        self,
+        path: Path,
+        precision: str = "fp32",
+        threads: int = 0,
+        device: str = "cpu",
+        slot: Slot | None = None,
     ) -> None:
         if precision not in supported_precisions(device):
             raise BadSettings(
@@ -40,13 +54,8 @@ class OnnxRuntime:
             )
         self.precision = precision
         self.device = device
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
         try:
-            self._session = ort.InferenceSession(
-                path, sess_options=options, providers=["CPUExecutionProvider"]
-            )
+            self._session = _session(path, threads, slot)
         except Exception as error:  # the library's exceptions share no base below Exception
             raise BadBundle(f"onnxruntime {ort.__version__} cannot load {path}: {error}") from error
         self.inputs = _signatures(self._session.get_inputs())
@@ -58,6 +67,44 @@ class OnnxRuntime:
         """See ``Runtime.run``."""
         with self._lock:
             return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
+
+
+def _session(path: Path, threads: int, slot: Slot | None) -> ort.InferenceSession:
+    if slot is None:
+        return ort.InferenceSession(path, _options(threads), providers=_PROVIDERS)
+    made_by = {"onnxruntime": ort.__version__}
+    blob = slot.read(made_by)
+    if blob is not None:
+        options = _options(threads)
+        options.add_session_config_entry("session.load_model_format", "ORT")
+        try:
+            return ort.InferenceSession(blob, options, providers=_PROVIDERS)
+        except Exception as error:  # as above
+            _log.warning("onnxruntime refuses what it made of %s before: %s", path, error)
+    try:
+        session, blob = _optimised(path, threads)
+    except Exception as error:  # a graph beyond the 2 GB of the format, a full disk
+        _log.warning("onnxruntime cannot write what it makes of %s: %s", path, error)
+        return ort.InferenceSession(path, _options(threads), providers=_PROVIDERS)
+    slot.write(made_by, blob)
+    return session
+
+
+def _optimised(path: Path, threads: int) -> tuple[ort.InferenceSession, bytes]:
+    """A session, and its graph in ONNX Runtime's own format: that one holds the weights too."""
+    options = _options(threads)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    with tempfile.TemporaryDirectory(prefix="saccade-") as folder:
+        written = Path(folder) / "model.ort"
+        options.optimized_model_filepath = str(written)
+        return ort.InferenceSession(path, options, providers=_PROVIDERS), written.read_bytes()
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return options
 
 
 def _signatures(nodes: list[ort.NodeArg]) -> dict[str, Signature]:

@@ -1,15 +1,17 @@
 """OpenVINO on the CPU, in fp32 and, where the CPU has it, bf16."""
 
 import functools
+import logging
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import openvino as ov
 from openvino import properties
 
 from service.errors import BadBundle, BadSettings
 from service.worker.runtimes.base import Arrays, Signature
+from service.worker.runtimes.cache import Slot
 
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
 _TYPES = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
@@ -17,6 +19,8 @@ _MODES = {
     "latency": properties.hint.PerformanceMode.LATENCY,
     "throughput": properties.hint.PerformanceMode.THROUGHPUT,
 }
+
+_log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -32,6 +36,7 @@ class OpenVino:
     """A graph compiled for the CPU; runs one batch at a time.
 
     ``hint`` "latency" gives one batch all threads, "throughput" trades its time for that of many.
+    ``slot`` is where the compiled graph may lie from an earlier start, and is kept for a later one.
 
     Raises:
         BadSettings: the CPU cannot do the precision, or the library chose another one.
@@ -47,6 +52,7 @@ class OpenVino:
         threads: int = 0,
         device: str = "cpu",
         hint: Literal["latency", "throughput"] = "latency",
+        slot: Slot | None = None,
     ) -> None:
         offered = supported_precisions(device)
         if precision not in offered:
@@ -64,7 +70,7 @@ class OpenVino:
         if threads:
             config[properties.inference_num_threads] = threads
         try:
-            compiled = ov.Core().compile_model(path, "CPU", config)
+            compiled = _compile(path, config, slot)
         except RuntimeError as error:
             raise BadBundle(f"openvino {ov.__version__} cannot load {path}: {error}") from error
         self.precision = _precision(compiled)
@@ -82,6 +88,28 @@ class OpenVino:
         with self._lock:
             results = self._request.infer(inputs, share_inputs=True, share_outputs=False)
             return dict(zip(self.outputs, results.values(), strict=True))
+
+
+def _compile(path: Path, config: dict[Any, Any], slot: Slot | None) -> ov.CompiledModel:
+    """Through the slot rather than the library's own ``cache_dir``: that one's key knows nothing of
+    the precision, and it reads a blob without looking whether it is whole.
+    """
+    core = ov.Core()
+    if slot is None:
+        return core.compile_model(path, "CPU", config)
+    made_by = {
+        "openvino": ov.__version__,
+        "device": core.get_property("CPU", properties.device.full_name),
+    } | {str(name): value for name, value in config.items()}
+    blob = slot.read(made_by)
+    if blob is not None:
+        try:
+            return core.import_model(blob, "CPU", config)
+        except RuntimeError as error:
+            _log.warning("openvino refuses what it compiled from %s before: %s", path, error)
+    compiled = core.compile_model(path, "CPU", config)
+    slot.write(made_by, compiled.export_model().getvalue())
+    return compiled
 
 
 def _precision(compiled: ov.CompiledModel) -> str:
