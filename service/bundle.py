@@ -136,6 +136,25 @@ class Accuracy(Strict):
     precision: Precision
 
 
+class Decoding(Strict):
+    """Leave to decode large JPEGs at 1/2, 1/4 or 1/8 of their size, and what that was measured to
+    change.
+    """
+
+    jpeg_scale: float = Field(
+        ge=1,
+        le=8,
+        description="pixels a side that a fraction must leave for each that resizing keeps",
+    )
+    pictures: str = Field(description="what it was measured on")
+    psnr_db: float = Field(
+        description="least peak signal-to-noise ratio of a canvas, over the pictures"
+    )
+    effect: list[Parity] = Field(
+        min_length=1, description="as parity, but against a full decode in the same runtime"
+    )
+
+
 class Provenance(Strict):
     """Where the weights came from and what turned them into graphs."""
 
@@ -195,6 +214,9 @@ class Manifest(Strict):
     defaults: Defaults = Defaults()
     segmentation: Segmentation | None = None
     explain: Explain | None = None
+    decoding: Decoding | None = Field(
+        default=None, description="without it every picture is decoded in full"
+    )
     parity: list[Parity] = []
     accuracy: list[Accuracy] = []
     provenance: Provenance

@@ -13,6 +13,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
 
 # A strip of 1 x 16384 pixels resized to a shortest edge of 256 has 10^9 pixels, of which a crop
 # keeps 224 x 224. Beyond this many canvases only the part that is kept is computed, which moves a
@@ -195,26 +197,42 @@ def place(geometry: Geometry, image: Size, canvas: Size) -> Placement:
     return Placement(image, canvas, resized, top, left, valid, geometry.resize.interpolation)
 
 
-def to_canvas(image: Image.Image, placement: Placement) -> NDArray[np.uint8]:
+def least_decoded(placement: Placement, scale: float) -> Size:
+    """The size that leaves ``scale`` pixels a side for each that resizing keeps."""
+    resized = placement.resized
+    return Size(height=ceil(resized.height * scale), width=ceil(resized.width * scale))
+
+
+def to_canvas(
+    image: Image.Image, placement: Placement, box: Box | None = None
+) -> NDArray[np.uint8]:
     """Resize, then crop or pad an upright RGB picture: uint8 (H, W, 3), writable and contiguous.
 
     Equal to the bit to transformers' PIL processors before they rescale. A picture decoded smaller
-    than ``placement.image`` is resized from what there is.
+    than ``placement.image`` is resized from what there is; ``box`` is the part of ``image`` that
+    shows the picture, None for all of it.
     """
     resized, canvas = placement.resized, placement.canvas
     top, left = placement.top, placement.left
     resample = Image.Resampling[placement.interpolation.upper()]
-    if image.size == (resized.width, resized.height):
+    shown = box or (0, 0, image.width, image.height)
+    if shown == (0, 0, resized.width, resized.height) and shown[2:] == image.size:
         pass
     elif resized.height * resized.width > WHOLE_RESIZE_CANVASES * canvas.height * canvas.width:
         x0, x1 = max(0, -left), min(resized.width, canvas.width - left)
         y0, y1 = max(0, -top), min(resized.height, canvas.height - top)
-        scale_x, scale_y = image.width / resized.width, image.height / resized.height
-        box = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)
-        image = image.resize((x1 - x0, y1 - y0), resample, box=box)
+        scale_x = (shown[2] - shown[0]) / resized.width
+        scale_y = (shown[3] - shown[1]) / resized.height
+        part = (
+            shown[0] + x0 * scale_x,
+            shown[1] + y0 * scale_y,
+            min(shown[2], shown[0] + x1 * scale_x),
+            min(shown[3], shown[1] + y1 * scale_y),
+        )
+        image = image.resize((x1 - x0, y1 - y0), resample, box=part)
         top, left = top + y0, left + x0
     else:
-        image = image.resize((resized.width, resized.height), resample)
+        image = image.resize((resized.width, resized.height), resample, box=shown)
     if (top, left, image.height, image.width) != (0, 0, canvas.height, canvas.width):
         image = image.crop((-left, -top, canvas.width - left, canvas.height - top))
     return np.array(image)

@@ -14,8 +14,8 @@ from PIL import Image
 from service.bundle import Bundle, GraphKind, Manifest, Task
 from service.cores import usable_cores
 from service.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel, UnsupportedTask
-from service.geometry import Placement, Size, choose_canvas, place, to_canvas
-from service.images import ImageLimits, decode
+from service.geometry import Placement, choose_canvas, least_decoded, place, to_canvas
+from service.images import ImageLimits, Opened
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tracing import Trace
@@ -30,8 +30,8 @@ Made = TypeVar("Made")
 class Picture:
     """A picture on its canvas: ``pixels`` uint8 (H, W, 3).
 
-    ``upright`` is the decoded picture, kept only for an overlay: it can be a hundred times the size
-    of ``pixels``, and many pictures may wait for the worker.
+    ``upright`` is the whole decoded picture, kept only for an overlay: it can be a hundred times
+    the size of ``pixels``, and many pictures may wait for the worker.
     """
 
     placement: Placement
@@ -121,7 +121,7 @@ class Serving:
         """Decode a picture and put it on its canvas, off the event loop.
 
         Raises:
-            BadImage, UnsupportedFormat, TooLarge: as ``images.decode`` says.
+            BadImage, UnsupportedFormat, TooLarge: as ``images.Opened`` says.
             DeadlineExceeded: it was not done in time.
         """
         asked_s = time.monotonic()
@@ -197,16 +197,20 @@ def _prepare(
     started_s = time.monotonic()
     if started_s > deadline_s:
         raise _late()
-    upright = decode(data, limits)
-    decoded_s = time.monotonic()
-    size = Size(height=upright.height, width=upright.width)
+    opened = Opened(data, limits)
+    size = opened.header.size
     canvas = choose_canvas(manifest.geometry, size, manifest.canvases)
     placement = place(manifest.geometry, size, canvas)
-    pixels = to_canvas(upright, placement)
+    scale = manifest.decoding and manifest.decoding.jpeg_scale
+    decoded = opened.decode(least_decoded(placement, scale) if scale else None)
+    # With an overlay the model still sees what it sees without one, so that the answers are equal.
+    whole = opened.decode() if keep_upright and decoded.scaled else decoded
+    decoded_s = time.monotonic()
+    pixels = to_canvas(decoded.image, placement, decoded.box)
     return Picture(
         placement,
         pixels,
-        upright if keep_upright else None,
+        whole.image if keep_upright else None,
         started_s,
         decode_s=decoded_s - started_s,
         preprocess_s=time.monotonic() - decoded_s,

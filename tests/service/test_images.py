@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from service.errors import BadImage, ClientError, TooLarge, UnsupportedFormat
 from service.geometry import Size
-from service.images import ImageLimits, decode, inspect
+from service.images import ImageLimits, Opened, decode, inspect
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -298,7 +298,7 @@ def test_a_draft_is_smaller_and_never_below_what_was_asked() -> None:
     image = Image.fromarray(np.tile(np.arange(0, 256, dtype=np.uint8), (400, 3))).convert("RGB")
     data = encoded(image, "JPEG", quality=95)
     wanted = Size(height=100, width=150)
-    draft = decode(data, LIMITS, draft_size=wanted)
+    draft = Opened(data, LIMITS).decode(wanted).image
     assert draft.size == (192, 100)
     difference = np.asarray(draft).astype(int) - np.asarray(image.reduce(4))
     assert np.abs(difference).mean() < 2
@@ -307,13 +307,13 @@ def test_a_draft_is_smaller_and_never_below_what_was_asked() -> None:
 
 def test_a_draft_is_asked_for_upright() -> None:
     data = encoded(drawn("RGB", 400, 800), "JPEG", exif=oriented(6))
-    draft = decode(data, LIMITS, draft_size=Size(height=200, width=100))
+    draft = Opened(data, LIMITS).decode(Size(height=200, width=100)).image
     assert draft.size == (100, 200)
 
 
 def test_a_draft_changes_nothing_but_jpeg() -> None:
     data = encoded(drawn("RGB", 400, 800), "PNG")
-    assert decode(data, LIMITS, draft_size=Size(height=8, width=8)).size == (800, 400)
+    assert Opened(data, LIMITS).decode(Size(height=8, width=8)).image.size == (800, 400)
 
 
 def broken_apng() -> bytes:
@@ -412,7 +412,7 @@ import csv, json, resource, sys, warnings
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 from service.errors import ClientError
-from service.images import ImageLimits, decode, inspect
+from service.images import ImageLimits, Opened, decode, inspect
 folder, outcomes = Path(sys.argv[1]), {}
 for row in csv.DictReader((folder / "MANIFEST.tsv").read_text().splitlines(), delimiter="\\t"):
     data, found = (folder / row["file"]).read_bytes(), []
