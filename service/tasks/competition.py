@@ -6,11 +6,13 @@ mask is far from one half almost everywhere.
 """
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.tasks.resampling import Maps, Taps, Tile, tiles
+from service.tasks.resampling import Maps, Taps, Tile, Tiling
+from service.tasks.runs import Runs
 
 _SHARE = 1e-4  # by which rounding may move a probability, as a share of it
 _TRACE = 1e-5  # of a sum of probabilities, which may be left out
@@ -29,7 +31,7 @@ class Contest:
     @property
     def areas(self) -> NDArray[np.int64]:  # (N,)
         """Pixels that every map won."""
-        return np.bincount(self.winners.ravel(), minlength=len(self.own_areas))
+        return Runs.of(self.winners).areas(len(self.own_areas))
 
 
 def sigmoid(logits: Maps) -> Maps:
@@ -50,37 +52,39 @@ def by_probability(
     """
     winners = np.empty((len(down), len(across)), dtype=np.uint16)
     strong = np.empty(winners.shape, dtype=bool)
-    own_areas = np.zeros(len(maps), dtype=np.int64)
-    for tile in tiles(down, across):
+    tiling = Tiling.of(down, across)
+    low, high = tiling.bounds(maps)  # (T, N)
+    if are_logits:
+        low, high = sigmoid(low), sigmoid(high)
+    low_weighted, high_weighted = low * scores, high * scores
+    if weighted:
+        low, high = low_weighted, high_weighted
+    rivals = high_weighted >= low_weighted.max(axis=1, keepdims=True) * (1 - _SHARE)
+    unsure = (low < 0.5 * (1 + _SHARE)) & (high >= 0.5 * (1 - _SHARE))
+    decided = (rivals.sum(axis=1) == 1) & ~(rivals & unsure).any(axis=1)
+    own_areas = tiling.areas @ (low >= 0.5 * (1 + _SHARE))
+    for number, tile in enumerate(tiling):
         place = tile.rows, tile.columns
-        low, high = tile.bounds(maps)
-        if are_logits:
-            low, high = sigmoid(low), sigmoid(high)
-        low_weighted, high_weighted = low * scores, high * scores
-        if weighted:
-            low, high = low_weighted, high_weighted
-        rivals = high_weighted >= low_weighted.max() * (1 - _SHARE)
-        unsure = (low < 0.5 * (1 + _SHARE)) & (high >= 0.5 * (1 - _SHARE))
-        own_areas += np.where(low >= 0.5 * (1 + _SHARE), tile.area, 0)
-        if np.count_nonzero(rivals) == 1 and not (unsure & rivals).any():
-            winners[place] = rivals.argmax()
-            strong[place] = low[rivals] >= 0.5
-            rivals[:] = False
-        chosen = np.flatnonzero(rivals | unsure)
+        if decided[number]:
+            best = rivals[number].argmax()
+            winners[place], strong[place] = best, low[number, best] >= 0.5
+            rivals[number, best] = False
+        chosen = np.flatnonzero(rivals[number] | unsure[number])
         if len(chosen) == 0:
             continue
         values = tile.values(maps, chosen)
         if are_logits:
             values = sigmoid(values)
-        factors = scores[chosen, None, None]
-        weighted_values = values * factors
+        weighted_values = values * scores[chosen, None, None]
         half = (weighted_values if weighted else values) >= 0.5
-        own_areas[chosen] += np.where(unsure[chosen], np.count_nonzero(half, axis=(1, 2)), 0)
-        running = np.flatnonzero(rivals[chosen])
+        own_areas[chosen] += unsure[number, chosen] * np.count_nonzero(half, axis=(1, 2))
+        running = np.flatnonzero(rivals[number, chosen])
         if len(running):
-            best = _first_largest(weighted_values[running])
-            winners[place] = chosen[running][best]
-            strong[place] = np.take_along_axis(half[running], best[None], axis=0)[0]
+            largest = reduce(np.maximum, (weighted_values[index] for index in running))
+            for index in running[::-1]:  # so that of equals the first is written last
+                here = weighted_values[index] == largest
+                np.copyto(winners[place], np.uint16(chosen[index]), where=here)
+                np.copyto(strong[place], half[index], where=here)
     return Contest(winners, strong, own_areas)
 
 
@@ -89,8 +93,8 @@ def by_value(maps: Maps, down: Taps, across: Taps) -> NDArray[np.uint16]:  # (H,
     equals.
     """
     winners = np.empty((len(down), len(across)), dtype=np.uint16)
-    for tile in tiles(down, across):
-        low, high = tile.bounds(maps)
+    tiling = Tiling.of(down, across)
+    for tile, low, high in zip(tiling, *tiling.bounds(maps), strict=True):
         slack = _SHARE * max(float(np.abs(low).max()), float(np.abs(high).max()))
         rivals = np.flatnonzero(high >= low.max() - slack)
         if len(rivals) > 1:
@@ -104,8 +108,9 @@ def by_sum(maps: Maps, weights: Maps, down: Taps, across: Taps) -> NDArray[np.ui
     (N, h, w) are logits whose probability is taken after the resize.
     """
     winners = np.empty((len(down), len(across)), dtype=np.uint16)
-    for tile in tiles(down, across):
-        low, high = (sigmoid(bound) for bound in tile.bounds(maps))
+    tiling = Tiling.of(down, across)
+    bounds = (sigmoid(bound) for bound in tiling.bounds(maps))
+    for tile, low, high in zip(tiling, *bounds, strict=True):
         least = (weights @ low).max()  # the best sum is no smaller
         rivals = np.flatnonzero(weights @ high >= least * (1 - _SHARE))
         if len(rivals) > 1:
@@ -126,7 +131,7 @@ def by_resized_sum(
     one before they are compared.
     """
     winners = np.empty((len(outer[0]), len(outer[1])), dtype=np.uint16)
-    for tile in tiles(*outer):
+    for tile in Tiling.of(*outer):
         (rows, first), (columns, second) = (
             taps.matrix(part) for taps, part in zip(inner, tile.window, strict=True)
         )

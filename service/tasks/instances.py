@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from service.tasks.competition import sigmoid
 from service.tasks.framing import Axes, Frame, Merging, axes, composed, hf_maps, on_canvas, softmax
 from service.tasks.merging import merge_panoptic
-from service.tasks.resampling import Maps, bilinear, nearest_by_edge, tiles
+from service.tasks.resampling import Maps, Tiling, bilinear, nearest_by_edge
 from service.worker.runtimes.base import Array
 
 MOST_INSTANCES = 100  # pairs of query and class that the authors of Mask2Former keep
@@ -157,8 +157,9 @@ def _inside(maps: Maps, resize: Axes) -> _Inside:
     bits = np.zeros((len(maps), height, -(-width // 8)), dtype=np.uint8)
     areas = np.zeros(len(maps), dtype=np.int64)
     totals = np.zeros(len(maps))
-    for tile in tiles(*resize):
-        chosen = np.flatnonzero(tile.bounds(maps)[1] > 0)
+    tiling = Tiling.of(*resize)
+    for tile, high in zip(tiling, tiling.bounds(maps)[1], strict=True):
+        chosen = np.flatnonzero(high > 0)
         if len(chosen) == 0:
             continue
         values = tile.values(maps, chosen)

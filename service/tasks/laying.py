@@ -17,7 +17,7 @@ def lay_panoptic(frame: Frame, drawn: Array, classes: Array, scores: Array) -> S
     """A graph's ``panoptic_map`` (h, w), ``panoptic_classes`` and ``panoptic_scores`` (Q,), with
     ids from 1 on; a segment that no pixel's centre meets is left out.
     """
-    return numbered(lay(frame, drawn), np.arange(len(classes)), classes, scores)
+    return numbered(lay(frame, drawn.astype(np.uint16)), np.arange(len(classes)), classes, scores)
 
 
 def lay_instances(
@@ -40,7 +40,7 @@ def lay_instances(
 
 def lay_semantic(frame: Frame, drawn: Array) -> NDArray[np.uint16]:
     """A graph's ``semantic_map`` (h, w): the class index of every pixel (H, W)."""
-    return lay(frame, drawn).astype(np.uint16)
+    return lay(frame, drawn.astype(np.uint16))
 
 
 def lay(frame: Frame, drawn: Array) -> Array:  # (h, w) -> (H, W)

@@ -5,21 +5,18 @@ A mask is given by its ``crop`` (h, w), bool, whose top left pixel is at (``left
 picture of ``size``.
 """
 
-import io
 from itertools import pairwise
 from typing import TypedDict
 
 import contourpy
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco
 
 from service.geometry import Size
+from service.tasks.flat_png import grey_png, rgb_png
 
 Crop = NDArray[np.bool_]
-
-_RUN_LENGTHS = 3  # zlib's Z_RLE: for flat areas the smallest, and as fast as the fastest
 
 
 class RunLengths(TypedDict):
@@ -33,18 +30,15 @@ def mask_png(crop: Crop, left: int, top: int, size: Size) -> bytes:
     """The whole picture, one bit a pixel: white where the mask is."""
     whole = np.zeros((size.height, size.width), dtype=bool)
     whole[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
-    return _png(Image.fromarray(whole))
+    return grey_png(whole)
 
 
 def id_map_png(ids: NDArray[np.uint16]) -> bytes:
     """Segment ids (H, W) in COCO's panoptic coding (Kirillov et al. 2019, arXiv 1801.00868): the id
     is R + 256 G + 65536 B, and 0 is void.
     """
-    rgb = np.zeros((*ids.shape, 3), dtype=np.uint8)
-    rgb[..., 0] = ids & 255
-    if ids.size and ids.max() > 255:
-        rgb[..., 1] = ids >> 8
-    return _png(Image.fromarray(rgb))
+    high = (ids >> 8).astype(np.uint8) if ids.size and ids.max() > 255 else None
+    return rgb_png(ids.astype(np.uint8), high)
 
 
 def run_lengths(crop: Crop, left: int, top: int, size: Size) -> RunLengths:
@@ -52,15 +46,12 @@ def run_lengths(crop: Crop, left: int, top: int, size: Size) -> RunLengths:
 
     They are counted in the crop alone, which is a small part of most pictures.
     """
-    padded = np.zeros((crop.shape[1], crop.shape[0] + 1), dtype=np.int8)  # a zero ends each column
-    padded[:, :-1] = crop.T
-    steps = np.diff(padded.ravel(), prepend=np.int8(0))
-    starts, ends = (
-        (left + columns) * size.height + top + rows
-        for columns, rows in (
-            np.divmod(np.flatnonzero(steps == step), crop.shape[0] + 1) for step in (1, -1)
-        )
-    )
+    width, height = crop.shape[1], crop.shape[0] + 1
+    flat = np.zeros(width * height + 1, dtype=bool)  # a zero before each column and after all
+    flat[:-1].reshape(width, height)[:, 1:] = crop.T
+    columns, rows = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), height)
+    places = (left + columns) * size.height + top + rows
+    starts, ends = places[0::2], places[1::2]
     apart = starts[1:] > ends[:-1]  # a run may go on at the top of the next column
     starts, ends = starts[np.r_[True, apart]], ends[np.r_[apart, True]]
     edges = np.stack([starts, ends], axis=1).ravel()
@@ -106,9 +97,3 @@ def _cut_open(ring: NDArray[np.float64], hole: NDArray[np.float64]) -> NDArray[n
     """One ring that goes around both, joined where the hole's first point is closest."""
     near = int(np.argmin(((ring - hole[0]) ** 2).sum(axis=1)))
     return np.concatenate([ring[: near + 1], hole, hole[:1], ring[near:]])
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1, compress_type=_RUN_LENGTHS)
-    return file.getvalue()

@@ -30,6 +30,7 @@ from service.tasks.framing import (
     softmax,
 )
 from service.tasks.resampling import Maps, bilinear, nearest_by_centre
+from service.tasks.runs import Runs
 from service.worker.runtimes.base import Array
 
 SMALL_AREA_PX = 4  # DETR drops segments of at most so many pixels
@@ -82,7 +83,7 @@ def merge_panoptic(
         drawn, valid = _reference_winners(merging, frame, masks, scores, overlap_threshold)
     table = np.zeros(len(kept) + 1, dtype=np.uint16)
     table[1:] = np.where(valid, _firsts(merging, classes, valid) + 1, 0)
-    return numbered(table[drawn], kept, classes, scores)
+    return numbered(Runs.of(drawn).renumbered(table).drawn(), kept, classes, scores)
 
 
 def merge_semantic(
@@ -107,18 +108,19 @@ def merge_semantic(
     return by_sum(masks, weights, *composed(outer, inner))
 
 
-def numbered(drawn: Array, queries: Array, classes: Array, scores: Array) -> Segments:
+def numbered(drawn: NDArray[np.uint16], queries: Array, classes: Array, scores: Array) -> Segments:
     """Ids from 1 on, in the order of the masks, for those that ``drawn`` (H, W) shows as index + 1;
     ``queries``, ``classes`` and ``scores`` (N,) say what they are.
     """
-    present = np.flatnonzero(np.bincount(drawn.ravel(), minlength=len(queries) + 1)[1:])
+    runs = Runs.of(drawn)
+    present = np.flatnonzero(runs.areas(len(queries) + 1)[1:])
     table = np.zeros(len(queries) + 1, dtype=np.uint16)
     table[present + 1] = np.arange(1, len(present) + 1)
     rows = [
         Segment(number, int(classes[index]), float(scores[index]), int(queries[index]))
         for number, index in enumerate(present, 1)
     ]
-    return Segments(table[drawn], rows)
+    return Segments(runs.renumbered(table).drawn(), rows)
 
 
 def _hf_winners(
@@ -127,10 +129,11 @@ def _hf_winners(
     """Winner + 1 of every pixel, and which of them (N,) are segments."""
     maps, down, across = hf_maps(merging, frame, masks)
     contest = by_probability(sigmoid(maps), scores, down, across, are_logits=False, weighted=True)
+    areas = contest.areas
     own_areas = np.maximum(contest.own_areas, 1).astype(np.float32)
-    shares = contest.areas.astype(np.float32) / own_areas  # in single precision, as there
+    shares = areas.astype(np.float32) / own_areas  # in single precision, as there
     passes = shares.astype(np.float64) > overlap_threshold
-    return contest.winners + 1, (contest.areas > 0) & (contest.own_areas > 0) & passes
+    return contest.winners + np.uint16(1), (areas > 0) & (contest.own_areas > 0) & passes
 
 
 def _reference_winners(
@@ -140,12 +143,14 @@ def _reference_winners(
     outer = axes(bilinear, frame.valid, frame.picture)
     way = composed(outer, on_canvas(frame, masks.shape[1:]))
     contest = by_probability(masks, scores, *way, are_logits=True, weighted=False)
-    shares = contest.areas / np.maximum(contest.own_areas, 1)
-    valid = (contest.areas > 0) & (contest.own_areas > 0) & (shares >= overlap_threshold)
+    areas = contest.areas
+    shares = areas / np.maximum(contest.own_areas, 1)
+    valid = (areas > 0) & (contest.own_areas > 0) & (shares >= overlap_threshold)
+    drawn = contest.winners + np.uint16(1)
     if merging.rule == "maskformer":
-        return contest.winners + 1, valid
-    drawn = np.where(contest.strong, contest.winners + 1, 0)
-    return drawn, valid & (np.bincount(drawn.ravel(), minlength=len(valid) + 1)[1:] > 0)
+        return drawn, valid
+    drawn *= contest.strong
+    return drawn, valid & (Runs.of(drawn).areas(len(valid) + 1)[1:] > 0)
 
 
 def _detr_rounds(frame: Frame, masks: Maps, firsts: Array) -> Array:
@@ -159,15 +164,15 @@ def _detr_rounds(frame: Frame, masks: Maps, firsts: Array) -> Array:
     inner = axes(bilinear, maps.shape[1:], frame.valid)
     way = composed(axes(nearest_by_centre, frame.valid, frame.picture), inner)
     alive = np.arange(len(maps), dtype=np.uint16)
-    winners = firsts[by_value(maps, *way)]
+    runs = Runs.of(by_value(maps, *way)).renumbered(firsts)
     while True:
-        large = np.bincount(winners.ravel(), minlength=len(alive)) > SMALL_AREA_PX
+        large = runs.areas(len(alive)) > SMALL_AREA_PX
         if large.all():
-            return alive[winners] + 1
+            return runs.renumbered(alive + np.uint16(1)).drawn()
         alive = alive[large]
         if len(alive) == 0:
             return np.zeros(frame.picture, dtype=np.uint16)
-        winners = by_value(maps[alive], *way)
+        runs = Runs.of(by_value(maps[alive], *way))
 
 
 def _firsts(merging: Merging, classes: Array, valid: Array) -> Array:

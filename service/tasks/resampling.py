@@ -95,18 +95,6 @@ class Tile:
     down: Array
     across: Array
 
-    @property
-    def area(self) -> int:
-        """Pixels."""
-        return len(self.down) * len(self.across)
-
-    def bounds(self, maps: Maps) -> tuple[Maps, Maps]:
-        """What no value of a map falls below or rises above within the tile, (N,) each, up to
-        rounding: weights are positive and sum up to one.
-        """
-        patch = maps[:, *self.window]
-        return patch.min(axis=(1, 2)), patch.max(axis=(1, 2))
-
     def values(self, maps: Maps, chosen: NDArray[np.int64] | None = None) -> Maps:
         """The ``chosen`` of ``maps`` (N, h, w), or all, at the tile's pixels (n, rows, columns);
         equal maps give equal values, to the bit.
@@ -119,23 +107,56 @@ class Tile:
         return self.down @ patch @ self.across.T
 
 
-def tiles(down: Taps, across: Taps) -> Iterator[Tile]:
-    """Tiles of a picture of ``len(down)`` x ``len(across)`` pixels; they are smaller where pictures
-    shrink, so that their windows are not larger than a tile would be.
+@dataclass(frozen=True)
+class Tiling:
+    """A picture cut into tiles, row by row; of each of their rows and columns the slice of the
+    output, that of the maps which it reads, and the matrix between them.
     """
-    height, width = (_step(taps, most) for taps, most in zip((down, across), _TILE, strict=True))
-    column_slices = _slices(len(across), width)
-    matrices = [across.matrix(columns) for columns in column_slices]
-    for rows in _slices(len(down), height):
-        window_down, matrix_down = down.matrix(rows)
-        for columns, (window_across, matrix_across) in zip(column_slices, matrices, strict=True):
-            yield Tile(rows, columns, (window_down, window_across), matrix_down, matrix_across)
+
+    rows: list[tuple[slice, slice, Array]]
+    columns: list[tuple[slice, slice, Array]]
+
+    @classmethod
+    def of(cls, down: Taps, across: Taps) -> Self:
+        """Tiles of a picture of ``len(down)`` x ``len(across)`` pixels; they are smaller where
+        pictures shrink, so that their windows are not larger than a tile would be.
+        """
+        rows, columns = (
+            [(part, *taps.matrix(part)) for part in _slices(len(taps), _step(taps, most))]
+            for taps, most in zip((down, across), _TILE, strict=True)
+        )
+        return cls(rows, columns)
+
+    def __iter__(self) -> Iterator[Tile]:
+        for rows, window_down, down in self.rows:
+            for columns, window_across, across in self.columns:
+                yield Tile(rows, columns, (window_down, window_across), down, across)
+
+    @property
+    def areas(self) -> NDArray[np.int64]:  # (T,)
+        """Pixels of each tile."""
+        heights, widths = (
+            np.array([len(matrix) for *_, matrix in parts]) for parts in (self.rows, self.columns)
+        )
+        return np.outer(heights, widths).ravel()
+
+    def bounds(self, maps: Maps) -> tuple[Maps, Maps]:
+        """What no value of a map (N, h, w) falls below or rises above within a tile, (T, N) each,
+        up to rounding: weights are positive and sum up to one.
+        """
+        return self._reduced(np.minimum, maps), self._reduced(np.maximum, maps)
+
+    def _reduced(self, extreme: np.ufunc, maps: Maps) -> Maps:
+        of_rows = [extreme.reduce(maps[:, window], axis=1) for _, window, _ in self.rows]
+        stacked = np.stack(of_rows)  # (rows of tiles, N, w)
+        found = [extreme.reduce(stacked[..., window], axis=2) for _, window, _ in self.columns]
+        return np.stack(found, axis=1).reshape(len(of_rows) * len(found), len(maps))
 
 
 def resized(maps: Maps, down: Taps, across: Taps) -> Maps:  # (N, h, w) -> (N, H, W)
     """All of it at once."""
     full = np.empty((len(maps), len(down), len(across)), dtype=np.float32)
-    for tile in tiles(down, across):
+    for tile in Tiling.of(down, across):
         full[:, tile.rows, tile.columns] = tile.values(maps)
     return full
 

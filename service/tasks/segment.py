@@ -15,6 +15,7 @@ from service.tasks.instances import Instance, merge_instances
 from service.tasks.laying import lay_instances, lay_panoptic, lay_semantic
 from service.tasks.masks import Crop
 from service.tasks.merging import merge_panoptic, merge_semantic
+from service.tasks.runs import Runs
 from service.worker.runtimes.base import Array, Arrays
 
 _OUTPUTS: dict[Mode, tuple[str, ...]] = {
@@ -150,26 +151,20 @@ def _disjoint(
     size: Size, drawn: NDArray[np.uint16], rows: Sequence[_Row], labels: frozenset[int]
 ) -> Segmentation:
     """Number anew what is ``drawn`` (H, W) as row + 1: what was asked for, and the best first."""
-    down, across = _counts(drawn, len(rows)), _counts(drawn.T.copy(), len(rows))
-    areas = down.sum(axis=0).tolist()
+    runs = Runs.of(drawn)
+    areas, boxes = (found(len(rows) + 1)[1:].tolist() for found in (runs.areas, runs.boxes))
     kept = [i for i, row in enumerate(rows) if row.index in labels and areas[i] > 0]
     scores = (row.score for row in rows)
     ranks = [area if score is None else score for area, score in zip(areas, scores, strict=True)]
     kept.sort(key=lambda i: -ranks[i])
     table = np.zeros(len(rows) + 1, dtype=np.uint16)
     table[np.array(kept, dtype=int) + 1] = np.arange(1, len(kept) + 1)
-    ids = table[drawn]
+    ids = runs.renumbered(table).drawn()
     segments = []
     for number, i in enumerate(kept, 1):
-        box = _box(across[:, i], down[:, i])
-        region = Region(box, areas[i], ids, number)
+        region = Region(tuple(boxes[i]), areas[i], ids, number)
         segments.append(Segment(number, rows[i].index, region, rows[i].score, rows[i].query))
     return Segmentation(size, segments, ids)
-
-
-def _counts(lines: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
-    """How often 1 to ``count`` occur in each line (L, count)."""
-    return np.stack([np.bincount(line, minlength=count + 1)[1:] for line in lines])
 
 
 def _box(across: Array, down: Array) -> tuple[int, int, int, int]:
