@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=0, ge=0, le=512, description="Threads of the runtime; 0 takes every core"
     )
+    tuning: str = Field(
+        default="auto",
+        min_length=1,
+        description="File of saccade tune; auto: tuning.json in the repository, if any; off: none",
+    )
     cache: str = Field(
         default="auto",
         min_length=1,
@@ -49,7 +54,9 @@ class Settings(BaseSettings):
     decode_threads: int = Field(
         default=0, ge=0, le=512, description="Decoding threads per HTTP process; 0: one a core"
     )
-    max_batch: int = Field(default=8, ge=1, le=1024, description="Largest batch, in pictures")
+    max_batch: int = Field(
+        default=32, ge=1, le=1024, description="Upper limit of a batch; the best is tuned, or 8"
+    )
     max_queue: int = Field(default=256, ge=1, le=1_000_000, description="Pictures that may wait")
     max_queue_bytes: int = Field(
         default=256 * 2**20,

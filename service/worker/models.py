@@ -1,9 +1,11 @@
 """The runtimes of a worker: opened, warmed and looked up by group."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from service.bundle import Bundle, GraphKind, load_repository
 from service.errors import RuntimeFailed
 from service.geometry import Size
 from service.settings import Settings
+from service.tuning import UNTUNED_BATCH, Plan, load_tuning, plan_for, this_machine
 from service.worker.runtimes.base import Arrays, Runtime, example_inputs
 from service.worker.runtimes.cache import open_cache
 from service.worker.runtimes.choose import Choice, candidates, open_runtime
@@ -24,10 +27,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Model:
-    """One served bundle, what runs it, and its compiled graphs by (kind, canvas)."""
+    """One served bundle, what runs it and how, and its compiled graphs by (kind, canvas)."""
 
     bundle: Bundle
     choice: Choice
+    plan: Plan
+    threads: int = 0
     runtimes: dict[tuple[str, str], Runtime] = field(default_factory=dict)
 
 
@@ -49,11 +54,12 @@ class Models:
     def load(self, report: Callable[[str], None]) -> None:
         """Verify, open and warm every model of the repository; ``report`` hears each phase.
 
-        A model is warm when real forward passes at batch 1 and at the largest batch succeeded.
+        A model is warm when real forward passes at batch 1 and at the best batch succeeded.
 
         Raises:
-            StartError: a bundle is damaged, or no runtime may serve it.
+            StartError: a bundle or the tuning file is damaged, or no runtime may serve a model.
         """
+        tuning, machine = load_tuning(self._settings), this_machine()
         for bundle in load_repository(self._settings.repository):
             name = bundle.manifest.name
             report(f"verifying {name}")
@@ -61,23 +67,47 @@ class Models:
             choice = candidates(
                 bundle, self._settings.device, self._settings.precision, self._settings.runtime
             )[0]
-            model = Model(bundle, choice)
+            plan = plan_for(bundle, choice, tuning, machine, self._settings.threads)
+            model = Model(bundle, choice, plan)
             for canvas in bundle.manifest.canvases:
                 report(f"compiling {name} {canvas} for {choice.runtime} {choice.precision}")
                 runtime = self._open(model, "serve", canvas)
+                model.threads = runtime.threads
                 report(f"warming up {name} {canvas}")
-                for batch in sorted({1, self._settings.max_batch}):
-                    runtime.run(example_inputs(runtime, batch))
+                for batch in sorted({1, self._batch(model, str(canvas))}):
+                    _warm_up(runtime, batch)
             self._models[name] = model
+        self._explain_plans()
 
-    def describe(self) -> dict[str, dict[str, str]]:
-        """What runs each model, for status messages."""
+    def best_batch(self, group: Group) -> int:
+        """How many pictures of a group to run together."""
+        model = self._models.get(group.model) if group.graph == "serve" else None
+        return self._batch(model, group.canvas)
+
+    def streams(self, group: Group) -> int:
+        """How many batches of a group to run at once."""
+        model = self._models.get(group.model) if group.graph == "serve" else None
+        return 1 if model is None else model.plan.streams
+
+    def most_streams(self) -> int:
+        """The largest number of streams that any model has."""
+        return max((model.plan.streams for model in self._models.values()), default=1)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """What runs each model and how, for status messages."""
         return {
             name: {
                 "version": model.bundle.manifest.version,
                 "runtime": model.choice.runtime,
                 "precision": model.choice.precision,
                 "device": model.choice.device,
+                "streams": model.plan.streams,
+                "threads": model.threads,
+                "batch": {
+                    str(canvas): self._batch(model, str(canvas))
+                    for canvas in model.bundle.manifest.canvases
+                },
+                "tuned": model.plan.untuned is None,
             }
             for name, model in list(self._models.items())  # another thread may be loading
         }
@@ -114,9 +144,30 @@ class Models:
         return Ran(taken_apart, runtime.precision)
 
     def _open(self, model: Model, kind: GraphKind, canvas: Size) -> Runtime:
+        streams = model.plan.streams if kind == "serve" else 1
         runtime = open_runtime(
-            model.bundle, kind, canvas, model.choice, self._settings.threads, self._cache
+            model.bundle, kind, canvas, model.choice, model.plan.threads, self._cache, streams
         )
         model.runtimes[kind, str(canvas)] = runtime
         _log.info("opened %s %s %s", model.bundle.manifest.name, kind, canvas)
         return runtime
+
+    def _batch(self, model: Model | None, canvas: str) -> int:
+        best = UNTUNED_BATCH if model is None else model.plan.batches.get(canvas, UNTUNED_BATCH)
+        return min(best, self._settings.max_batch)
+
+    def _explain_plans(self) -> None:
+        """One line for each reason, however many models share it."""
+        untuned: dict[str, list[str]] = defaultdict(list)
+        for name, model in self._models.items():
+            if model.plan.untuned is not None:
+                untuned[model.plan.untuned].append(name)
+        for reason, names in untuned.items():
+            _log.info("default streams and batches for %s: %s", ", ".join(names), reason)
+
+
+def _warm_up(runtime: Runtime, batch: int) -> None:
+    """Run a batch in every stream: each has its own buffers and kernels to make."""
+    inputs = example_inputs(runtime, batch)
+    with ThreadPoolExecutor(runtime.streams) as pool:
+        list(pool.map(runtime.run, [inputs] * runtime.streams))

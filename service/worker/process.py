@@ -1,12 +1,15 @@
-"""The worker process: a thread that speaks to the API processes, and one that runs batches."""
+"""The worker process: a thread that speaks to the API processes, and some that run batches."""
 
+import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +48,22 @@ class Worker:
         self._scheduler = Scheduler(
             max_jobs=settings.max_queue,
             max_bytes=settings.max_queue_bytes,
-            best_batch=lambda group: settings.max_batch,
+            best_batch=models.best_batch,
+            streams=models.streams,
             clock=time.monotonic,
         )
         self._changed = threading.Condition()  # guards the scheduler
-        self._outbox: deque[tuple[bytes, list[wire.Frame]]] = deque()
+        self._outbox: deque[tuple[bytes, wire.Header, Arrays | None]] = deque()
         self._peers: set[bytes] = set()
+        self._threads: list[threading.Thread] = []
         self._phase = "starting"
         self._ready = False
+        self._measured = (-1, -1)
         self._failure: BaseException | None = None
         self._context = zmq.Context()
-        self._wake_in = self._context.socket(zmq.PULL)
-        self._wake_in.bind("inproc://wake")
+        self._awake, self._alarm = socket.socketpair()
+        self._awake.setblocking(False)
+        self._alarm.setblocking(False)
 
     def serve(self) -> None:
         """Answer until the process ends.
@@ -70,25 +77,28 @@ class Worker:
         )  # admission bounds what waits; a dropped answer is never right
         router.setsockopt(zmq.RCVHWM, 0)
         router.bind(self._endpoint)
-        batches = threading.Thread(target=self._load_and_run, name="batches", daemon=True)
-        batches.start()
+        self._start_thread(self._load_and_run)
         poller = zmq.Poller()
         poller.register(router, zmq.POLLIN)
-        poller.register(self._wake_in, zmq.POLLIN)
+        poller.register(self._awake, zmq.POLLIN)
         next_status_s = 0.0
         while self._failure is None:
             events = dict(poller.poll(timeout=int(STATUS_EVERY_S * 1000)))
             if router in events:
                 self._receive(router)
-            if self._wake_in in events:
-                self._wake_in.recv()
+            if self._awake.fileno() in events:
+                self._awake.recv(4096)
+            self._measure_queue()
             if time.monotonic() >= next_status_s:
                 self._broadcast_status()
                 next_status_s = time.monotonic() + STATUS_EVERY_S
             while self._outbox:
-                peer, frames = self._outbox.popleft()
-                router.send_multipart([peer, *frames], copy=False)
-        batches.join()
+                peer, header, arrays = self._outbox.popleft()
+                router.send_multipart([peer, *wire.pack(header, arrays)], copy=False)
+        for thread in self._threads:
+            thread.join()
+        self._awake.close()
+        self._alarm.close()
         self._context.destroy(linger=0)
         raise self._failure
 
@@ -109,7 +119,6 @@ class Worker:
             with self._changed:
                 if self._scheduler.cancel((peer, header["id"])):
                     self._metrics.cancellations.labels("queue").inc()
-                    self._measure_queue()
         else:
             group = Group(header["model"], header["graph"], header["canvas"])
             outputs = header["outputs"]
@@ -124,20 +133,33 @@ class Worker:
             try:
                 with self._changed:
                     self._scheduler.admit(job)
-                    self._measure_queue()
                     self._changed.notify()
             except Overloaded as error:
                 self._refuse(job, error)
 
-    def _load_and_run(self) -> None:
-        with self._context.socket(zmq.PUSH) as self._wake:
-            self._wake.connect("inproc://wake")
+    def _start_thread(self, work: Callable[[], None]) -> None:
+        def guarded() -> None:
             try:
-                self._load()
-                self._run_forever()
-            except BaseException as error:  # told to the other thread, which ends the process
-                self._failure = error
-                self._wake.send(b"")
+                work()
+            except BaseException as error:  # told to the first thread, which ends the process
+                with self._changed:
+                    self._failure = error
+                    self._changed.notify_all()
+                self._wake()
+
+        self._threads.append(threading.Thread(target=guarded, name="batches", daemon=True))
+        self._threads[-1].start()
+
+    def _wake(self) -> None:
+        """Make the first thread look at what there is to send."""
+        with contextlib.suppress(BlockingIOError):  # it is being woken often enough
+            self._alarm.send(b"!")
+
+    def _load_and_run(self) -> None:
+        self._load()
+        for _ in range(self._models.most_streams() - 1):
+            self._start_thread(self._run_forever)
+        self._run_forever()
 
     def _load(self) -> None:
         self._models.load(self._enter_phase)
@@ -150,7 +172,7 @@ class Worker:
         self._enter_phase("ready")
 
     def _run_forever(self) -> None:
-        while True:
+        while self._failure is None:
             try:
                 self._run_next()
             except Exception:
@@ -159,19 +181,27 @@ class Worker:
     def _run_next(self) -> None:
         with self._changed:
             while not any(batch := self._scheduler.next_batch()):
+                if self._failure is not None:
+                    return
                 self._changed.wait()
-            self._measure_queue()
-        for job in batch.late:
-            self._refuse(job, DeadlineExceeded("the deadline passed while the picture was queued"))
-        if batch.jobs:
-            self._run(batch.jobs)
-        self._wake.send(b"")
+        try:
+            for job in batch.late:
+                self._refuse(
+                    job, DeadlineExceeded("the deadline passed while the picture was queued")
+                )
+            if batch.jobs:
+                self._run(batch.jobs)
+        finally:
+            if batch.jobs:
+                with self._changed:
+                    self._scheduler.finish(batch.jobs[0].group)
+            self._wake()
 
     def _run(self, jobs: list[Job]) -> None:
         for peer in {job.id[0] for job in jobs}:
             ids = [job.id[1] for job in jobs if job.id[0] == peer]
             self._send(peer, {"type": "started", "ids": ids})
-        self._wake.send(b"")  # must be on its way before a crash could happen
+        self._wake()  # must be on its way before a crash could happen
         started_s = time.monotonic()
         try:
             items = [job.inputs for job in jobs]
@@ -218,14 +248,14 @@ class Worker:
         self._send(job.id[0], header)
 
     def _send(self, peer: bytes, header: wire.Header, arrays: Arrays | None = None) -> None:
-        self._outbox.append((peer, wire.pack(header, arrays)))
+        self._outbox.append((peer, header, arrays))
 
     def _enter_phase(self, phase: str) -> None:
         self._phase = phase
         _log.info(phase)
         for peer in list(self._peers):
             self._send(peer, self._status())
-        self._wake.send(b"")
+        self._wake()
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -240,8 +270,11 @@ class Worker:
             self._send(peer, self._status())
 
     def _measure_queue(self) -> None:
-        self._metrics.queue_depth.set(len(self._scheduler))
-        self._metrics.queue_bytes.set(self._scheduler.waiting_bytes)
+        waiting = len(self._scheduler), self._scheduler.waiting_bytes
+        if waiting != self._measured:
+            self._measured = waiting
+            self._metrics.queue_depth.set(waiting[0])
+            self._metrics.queue_bytes.set(waiting[1])
 
     def _measure_batch(self, jobs: list[Job], started_s: float, infer_s: float) -> None:
         model = jobs[0].group.model

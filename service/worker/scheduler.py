@@ -1,9 +1,14 @@
-"""Which jobs run together, and when: the oldest group first, up to its best batch, never waiting
-for company.
+"""Which jobs run together, and when: of the groups that may run, that of the oldest job, up to its
+best batch, never waiting for company.
+
+A group may run while fewer of its batches are running than it has streams. So no group waits for
+another as long as it is the oldest with a stream to spare, and a flood of one model cannot hold up
+another: a job is in one of the next N + 1 batches that its group may run, where N jobs came before
+it.
 """
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -50,7 +55,8 @@ class Batch(NamedTuple):
 class Scheduler:
     """A bounded queue; not thread-safe, the worker holds a lock around it.
 
-    ``best_batch`` says how many jobs of a group to run at once; ``clock`` gives seconds.
+    ``best_batch`` says how many jobs of a group to run together, ``streams`` how many of its
+    batches at once; ``clock`` gives seconds.
     """
 
     def __init__(
@@ -58,16 +64,19 @@ class Scheduler:
         max_jobs: int,
         max_bytes: int,
         best_batch: Callable[[Group], int],
+        streams: Callable[[Group], int],
         clock: Callable[[], float],
     ) -> None:
         self._max_jobs = max_jobs
         self._max_bytes = max_bytes
         self._best_batch = best_batch
+        self._streams = streams
         self._clock = clock
         self._order = itertools.count()
         # Jobs by arrival; each group keeps (arrival, job), so the oldest head names the next group.
         self._groups: dict[Group, deque[tuple[int, Job]]] = {}
         self._waiting: dict[tuple[bytes, int], Job] = {}
+        self._running: Counter[Group] = Counter()
         self.waiting_bytes = 0
 
     def __len__(self) -> int:
@@ -106,11 +115,21 @@ class Scheduler:
         return True
 
     def next_batch(self) -> Batch:
-        """The oldest job's group, oldest first, up to its best batch; empty when nothing waits."""
+        """The oldest jobs of the oldest group that may run; empty when there is none.
+
+        Who takes jobs says so with ``finish`` when they have run.
+        """
         late: list[Job] = []
         now_s = self._clock()
         group = self._oldest_group(now_s, late)
-        return Batch([] if group is None else self._collect(group, now_s, late), late)
+        if group is None:
+            return Batch([], late)
+        self._running[group] += 1
+        return Batch(self._collect(group, now_s, late), late)
+
+    def finish(self, group: Group) -> None:
+        """A batch of this group has run: its stream is free again."""
+        self._running[group] -= 1
 
     def _collect(self, group: Group, now_s: float, late: list[Job]) -> list[Job]:
         jobs: list[Job] = []
@@ -130,7 +149,8 @@ class Scheduler:
         for group in list(self._groups):
             if not self._skip_dead(self._groups[group], now_s, late):
                 del self._groups[group]
-        return min(self._groups, key=lambda group: self._groups[group][0][0], default=None)
+        able = [group for group in self._groups if self._running[group] < self._streams(group)]
+        return min(able, key=lambda group: self._groups[group][0][0], default=None)
 
     def _skip_dead(self, queue: deque[tuple[int, Job]], now_s: float, late: list[Job]) -> bool:
         """Drop cancelled and late jobs from the head; whether one to run is left."""

@@ -59,6 +59,7 @@ class Fixed:
     name = "openvino"
     precision = "bf16"
     device = "cpu"
+    streams = threads = 1
 
     def __init__(self, logits: Any, drift: float = 0.0) -> None:
         self.inputs: dict[str, Signature] = {}

@@ -1,6 +1,7 @@
 """Models of a worker: warmed before they count, batches put together and taken apart."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,8 @@ class FakeRuntime:
     inputs: dict[str, Signature]
     outputs: dict[str, Signature]
 
-    def __init__(self, kind: GraphKind) -> None:
-        self.kind = kind
+    def __init__(self, kind: GraphKind, threads: int, streams: int) -> None:
+        self.kind, self.threads, self.streams = kind, threads, streams
         self.precision = "fp32" if kind == "explain" else "bf16"
         self.inputs = {"images": ("uint8", (None, 8, 8, 3))}
         self.outputs = {"scores": ("float32", (None, 1))}
@@ -47,10 +48,16 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeRuntime]:
     found: list[FakeRuntime] = []
 
     def open_runtime(
-        bundle: Bundle, kind: GraphKind, canvas: Size, choice: Choice, threads: int, cache: object
+        bundle: Bundle,
+        kind: GraphKind,
+        canvas: Size,
+        choice: Choice,
+        threads: int,
+        cache: object,
+        streams: int,
     ) -> FakeRuntime:
-        assert (str(canvas), choice, threads) == ("8x8", Choice("openvino", "bf16"), 3)
-        found.append(FakeRuntime(kind))
+        assert (str(canvas), choice) == ("8x8", Choice("openvino", "bf16"))
+        found.append(FakeRuntime(kind, threads, streams))
         return found[-1]
 
     def candidates(bundle: Bundle, device: str, precision: str, runtime: str) -> list[Choice]:
@@ -76,7 +83,7 @@ def item(value: int) -> Arrays:
     return {"images": np.full((8, 8, 3), value, np.uint8)}
 
 
-def test_loading_warms_the_serving_graph_at_one_and_at_the_largest_batch(
+def test_loading_warms_the_serving_graph_at_one_and_at_the_best_batch(
     tmp_path: Path, opened: list[FakeRuntime]
 ) -> None:
     found, phases = loaded(tmp_path)
@@ -86,7 +93,13 @@ def test_loading_warms_the_serving_graph_at_one_and_at_the_largest_batch(
         "compiling tiny 8x8 for openvino bf16",
         "warming up tiny 8x8",
     ]
-    running = {"version": "1", "runtime": "openvino", "precision": "bf16", "device": "cpu"}
+    running: dict[str, Any] = {
+        "version": "1",
+        "runtime": "openvino",
+        "precision": "bf16",
+        "device": "cpu",
+    }
+    running |= {"streams": 1, "threads": 3, "batch": {"8x8": 4}, "tuned": False}
     assert found.describe() == {"tiny": running}
 
 

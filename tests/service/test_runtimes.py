@@ -170,12 +170,31 @@ def test_a_file_that_is_no_graph_is_named(tmp_path: Path, choice: Choice) -> Non
         open_graph(path, choice)
 
 
-@pytest.mark.parametrize("hint", ["latency", "throughput"])
-def test_openvino_takes_either_hint(path: Path, hint: Any) -> None:
-    runtime = openvino.OpenVino(path, hint=hint)
-    np.testing.assert_allclose(
-        runtime.run({"images": pictures(2)})["scores"], expected_scores(pictures(2)), atol=1e-5
-    )
+@pytest.mark.parametrize("choice", [c for c in HERE if c.precision == "fp32"], ids=str)
+def test_streams_run_batches_of_different_sizes_at_once(path: Path, choice: Choice) -> None:
+    runtime = open_graph(path, choice, threads=2, streams=2)
+    assert (runtime.streams, runtime.threads) == (2, 2)
+    images = [pictures(batch) for batch in (1, 5, 2)] * 20
+    with ThreadPoolExecutor(3) as pool:  # one more than there are streams
+        results = list(pool.map(lambda batch: runtime.run({"images": batch})["scores"], images))
+    for batch, scores in zip(images, results, strict=True):
+        np.testing.assert_allclose(scores, expected_scores(batch), atol=1e-5)
+
+
+@pytest.mark.parametrize("choice", HERE, ids=str)
+def test_a_runtime_is_usable_after_a_batch_that_failed(path: Path, choice: Choice) -> None:
+    runtime = open_graph(path, choice)
+    with pytest.raises(Exception, match=r"images|shape"):
+        runtime.run({"images": np.zeros((1, 3, 3, 3), np.uint8)})
+    assert runtime.run({"images": pictures(2)})["scores"].shape == (2, 4)
+
+
+@pytest.mark.parametrize("choice", HERE, ids=str)
+def test_without_a_wish_one_stream_has_the_threads(path: Path, choice: Choice) -> None:
+    runtime = open_graph(path, choice)
+    assert runtime.streams == 1
+    assert runtime.threads >= 1
+    assert open_graph(path, choice, threads=1).threads == 1
 
 
 def test_openvino_refuses_bf16_where_the_cpu_lacks_it(

@@ -28,7 +28,8 @@ BAD, FATAL = 13, 99
 class FakeModels:
     """Adds one to each value; fails on BAD, and takes the thread down on FATAL."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int, streams: int) -> None:
+        self._batch, self._streams = batch, streams
         self.may_load, self.may_run, self.entered = (threading.Event() for _ in range(3))
         self.may_load.set()
         self.may_run.set()
@@ -41,6 +42,15 @@ class FakeModels:
         assert self.may_load.wait(PATIENCE_S)
         if self.failure is not None:
             raise self.failure
+
+    def best_batch(self, group: Group) -> int:
+        return self._batch
+
+    def streams(self, group: Group) -> int:
+        return self._streams if group.graph == "serve" else 1
+
+    def most_streams(self) -> int:
+        return self._streams
 
     def describe(self) -> dict[str, dict[str, str]]:
         return {"vit": RUNNING} if self.may_load.is_set() else {}
@@ -104,8 +114,11 @@ class Peer:
 class Rig:
     """A worker in a thread."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        self.models, self.metrics = FakeModels(), Metrics()
+    def __init__(
+        self, folder: Path, settings: Settings | None = None, batch: int = 4, streams: int = 1
+    ) -> None:
+        settings = settings or Settings()
+        self.models, self.metrics = FakeModels(batch, streams), Metrics()
         self.endpoint = f"ipc://{folder}/w"
         self.ended: list[BaseException] = []
         self._peers: list[Peer] = []
@@ -145,8 +158,8 @@ class Rig:
 
 
 @contextmanager
-def running(folder: Path, **settings: Any) -> Iterator[Rig]:
-    rig = Rig(folder, Settings(**({"max_batch": 4} | settings)))
+def running(folder: Path, batch: int = 4, streams: int = 1, **settings: Any) -> Iterator[Rig]:
+    rig = Rig(folder, Settings(**settings), batch, streams)
     rig.start()
     try:
         yield rig
@@ -325,7 +338,7 @@ def test_graphs_and_canvases_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_it_tells_its_phase_and_is_ready_only_after_loading(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, Settings())
+    rig = Rig(tmp_path)
     rig.models.may_load.clear()
     rig.start()
     peer = rig.peer()
@@ -346,7 +359,7 @@ def test_it_tells_its_phase_and_is_ready_only_after_loading(tmp_path: Path) -> N
 
 
 def test_pictures_that_came_before_it_was_ready_are_run_then(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, Settings())
+    rig = Rig(tmp_path)
     rig.models.may_load.clear()
     rig.start()
     peer = rig.peer()
@@ -359,7 +372,7 @@ def test_pictures_that_came_before_it_was_ready_are_run_then(tmp_path: Path) -> 
 
 
 def test_what_keeps_the_models_from_loading_ends_the_worker(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, Settings())
+    rig = Rig(tmp_path)
     rig.models.failure = BadBundle("model.onnx is damaged")
     rig.start()
     rig.join()
@@ -368,7 +381,7 @@ def test_what_keeps_the_models_from_loading_ends_the_worker(tmp_path: Path) -> N
 
 
 def test_a_batch_thread_that_ends_takes_the_worker_with_it(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, Settings())
+    rig = Rig(tmp_path)
     rig.start()
     rig.peer().infer(1, FATAL)
     rig.join()
@@ -387,7 +400,7 @@ def test_the_state_is_told_again_and_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_batches_never_exceed_the_largest(tmp_path: Path, count: int) -> None:
-    with busy(tmp_path, max_batch=4) as (rig, peer):
+    with busy(tmp_path, batch=4) as (rig, peer):
         for job_id in range(2, 2 + count):
             peer.infer(job_id, job_id)
         peer.wait_until_heard()
@@ -396,3 +409,59 @@ def test_batches_never_exceed_the_largest(tmp_path: Path, count: int) -> None:
         assert [len(values) for values in rig.models.ran] == (
             [1, 1] if count == 1 else [1, 4, 4, 1]
         )
+
+
+def test_streams_run_batches_at_once_and_the_next_one_gathers_meanwhile(tmp_path: Path) -> None:
+    with running(tmp_path, streams=2) as rig:
+        peer = rig.peer()
+        rig.models.may_run.clear()
+        peer.infer(1, 10)
+        assert peer.receive("started")[0]["ids"] == [1]
+        peer.infer(2, 20)
+        assert peer.receive("started")[0]["ids"] == [2], "while the first still runs"
+        for job_id in (3, 4, 5):
+            peer.infer(job_id, 10 * job_id)
+        peer.wait_until_heard()
+        assert rig.value_of("saccade_queue_depth") == 3
+        rig.models.may_run.set()
+        assert {job_id: found["y"] for job_id, found in peer.answers(5).items()} == {
+            job_id: 10 * job_id + 1 for job_id in (1, 2, 3, 4, 5)
+        }
+        assert sorted(rig.models.ran) == [[10], [20], [30, 40, 50]]
+
+
+def test_a_model_whose_streams_are_busy_does_not_hold_up_another(tmp_path: Path) -> None:
+    with running(tmp_path, streams=2) as rig:
+        peer = rig.peer()
+        rig.models.may_run.clear()
+        peer.infer(1, 1, graph="explain")  # has one stream
+        assert peer.receive("started")[0]["ids"] == [1]
+        for job_id in (2, 3):
+            peer.infer(job_id, job_id, graph="explain")
+        peer.infer(4, 4)
+        assert peer.receive("started")[0]["ids"] == [4]
+        rig.models.may_run.set()
+        peer.answers(4)
+        assert sorted(rig.models.ran) == [[1], [2, 3], [4]]
+
+
+def test_a_bad_picture_in_one_stream_hurts_nobody_in_another(tmp_path: Path) -> None:
+    with running(tmp_path, streams=2) as rig:
+        peer = rig.peer()
+        for job_id in range(1, 101):
+            peer.infer(job_id, BAD if job_id % 10 == 0 else 1000 + job_id)
+        found = peer.answers(100)
+        assert {job_id for job_id, answer in found.items() if answer["type"] == "error"} == {
+            *range(10, 101, 10)
+        }
+        assert all(found[job_id]["y"] == 1001 + job_id for job_id in range(1, 100, 10))
+        assert rig.value_of("saccade_isolated_failures_total", model="vit") == 10
+
+
+def test_a_thread_that_ends_takes_the_others_with_it(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, streams=3)
+    rig.start()
+    rig.peer().infer(1, FATAL)
+    rig.join()
+    assert [type(error) for error in rig.ended] == [SystemExit]
+    rig.close()

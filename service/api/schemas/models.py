@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from service.api.schemas.base import ImageSize
 
@@ -18,6 +18,10 @@ class ModelSummary(BaseModel):
     runtime: str | None
     precision: str | None
     device: str | None
+    streams: int | None = Field(description="batches that run at once")
+    threads: int | None = Field(description="that the streams share")
+    batch: dict[str, int] | None = Field(description="most pictures run together, by canvas")
+    tuned: bool | None = Field(description="whether saccade tune measured these on this machine")
     canvases: list[ImageSize]
     parameters: int
     macs: int

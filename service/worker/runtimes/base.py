@@ -23,10 +23,16 @@ class Runtime(Protocol):
     inputs: dict[str, Signature]
     """By name, as the compiled graph states them."""
     outputs: dict[str, Signature]
+    streams: int
+    """How many batches it runs at once."""
+    threads: int
+    """Threads that the streams share."""
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run one batch, arrays by graph input name in, by graph output name out; may raise
         anything.
+
+        May be called from several threads; calls beyond ``streams`` wait for those before them.
         """
         ...
 

@@ -90,6 +90,7 @@ def open_runtime(
     choice: Choice,
     threads: int = 0,
     cache: CompiledCache | None = None,
+    streams: int = 1,
 ) -> Runtime:
     """Compile one graph of the bundle and check it against the manifest.
 
@@ -110,19 +111,27 @@ def open_runtime(
         )
     path = bundle.path(graph)
     slot = None if cache is None else _slot(cache, bundle, graph)
-    runtime = open_graph(path, Choice(choice.runtime, precision, choice.device), threads, slot)
+    runtime = open_graph(
+        path, Choice(choice.runtime, precision, choice.device), threads, slot, streams
+    )
     check_graph(path, graph, runtime)
     return runtime
 
 
-def open_graph(path: Path, choice: Choice, threads: int = 0, slot: Slot | None = None) -> Runtime:
+def open_graph(
+    path: Path,
+    choice: Choice,
+    threads: int = 0,
+    slot: Slot | None = None,
+    streams: int = 1,
+) -> Runtime:
     """Compile an ONNX file, which need not belong to a bundle yet."""
     _, name = _CLASSES[choice.runtime]
     module = _library(choice.runtime)
     if module is None:
         raise StartError(_missing(choice.runtime))
     create: Callable[..., Runtime] = getattr(module, name)
-    return create(path, choice.precision, threads or _core_limit(), choice.device, slot=slot)
+    return create(path, choice.precision, threads or _core_limit(), choice.device, streams, slot)
 
 
 def supports(choice: Choice) -> str | None:

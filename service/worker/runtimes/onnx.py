@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from service.cores import physical_cores
 from service.errors import BadBundle, BadSettings
 from service.worker.runtimes.base import Arrays, Signature
 from service.worker.runtimes.cache import Slot
@@ -28,10 +29,11 @@ def supported_precisions(device: str) -> tuple[str, ...]:
 
 
 class OnnxRuntime:
-    """A graph in ONNX Runtime's CPU provider; runs one batch at a time.
+    """A graph in ONNX Runtime's CPU provider.
 
-    ``slot`` is where the optimised graph may lie from an earlier start, and is kept for a later
-    one.
+    Several ``streams`` share one session: each calling thread works, helped by those of the
+    session's pool. ``slot`` is where the optimised graph may lie from an earlier start, and is kept
+    for a later one.
 
     Raises:
         BadSettings: the device or the precision is not one that this library offers here.
@@ -46,6 +48,7 @@ class OnnxRuntime:
         precision: str = "fp32",
         threads: int = 0,
         device: str = "cpu",
+        streams: int = 1,
         slot: Slot | None = None,
     ) -> None:
         if precision not in supported_precisions(device):
@@ -54,18 +57,21 @@ class OnnxRuntime:
             )
         self.precision = precision
         self.device = device
+        self.streams = streams
+        self.threads = threads or physical_cores()  # the library's own count
+        pool = threads if streams == 1 else max(self.threads - streams, 0) + 1
         try:
-            self._session = _session(path, threads, slot)
+            self._session = _session(path, pool, slot)
         except Exception as error:  # the library's exceptions share no base below Exception
             raise BadBundle(f"onnxruntime {ort.__version__} cannot load {path}: {error}") from error
         self.inputs = _signatures(self._session.get_inputs())
         self.outputs = _signatures(self._session.get_outputs())
         self._names = list(self.outputs)
-        self._lock = threading.Lock()
+        self._free = threading.BoundedSemaphore(streams)
 
     def run(self, inputs: Arrays) -> Arrays:
         """See ``Runtime.run``."""
-        with self._lock:
+        with self._free:
             return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
 
 

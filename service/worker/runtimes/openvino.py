@@ -2,9 +2,9 @@
 
 import functools
 import logging
-import threading
+import queue
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import openvino as ov
 from openvino import properties
@@ -15,10 +15,6 @@ from service.worker.runtimes.cache import Slot
 
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
 _TYPES = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
-_MODES = {
-    "latency": properties.hint.PerformanceMode.LATENCY,
-    "throughput": properties.hint.PerformanceMode.THROUGHPUT,
-}
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +29,10 @@ def supported_precisions(device: str) -> tuple[str, ...]:
 
 
 class OpenVino:
-    """A graph compiled for the CPU; runs one batch at a time.
+    """A graph compiled for the CPU.
 
-    ``hint`` "latency" gives one batch all threads, "throughput" trades its time for that of many.
-    ``slot`` is where the compiled graph may lie from an earlier start, and is kept for a later one.
+    A single stream gives its batch all threads; several run a batch each on their share. ``slot``
+    is where the compiled graph may lie from an earlier start, and is kept for a later one.
 
     Raises:
         BadSettings: the CPU cannot do the precision, or the library chose another one.
@@ -51,7 +47,7 @@ class OpenVino:
         precision: str = "fp32",
         threads: int = 0,
         device: str = "cpu",
-        hint: Literal["latency", "throughput"] = "latency",
+        streams: int = 1,
         slot: Slot | None = None,
     ) -> None:
         offered = supported_precisions(device)
@@ -63,7 +59,8 @@ class OpenVino:
         self.device = device
         config = {
             properties.hint.inference_precision: _TYPES[precision],
-            properties.hint.performance_mode: _MODES[hint],
+            properties.hint.performance_mode: properties.hint.PerformanceMode.LATENCY,
+            properties.num_streams: streams,
             # A pinned thread waits for its core while another is idle; other processes decode here.
             properties.hint.enable_cpu_pinning: False,
         }
@@ -80,14 +77,20 @@ class OpenVino:
             )
         self.inputs = _signatures(compiled.inputs)
         self.outputs = _signatures(compiled.outputs)
-        self._request = compiled.create_infer_request()
-        self._lock = threading.Lock()
+        self.streams = streams
+        self.threads = int(compiled.get_property(properties.inference_num_threads))
+        self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
+        for _ in range(streams):
+            self._idle.put(compiled.create_infer_request())
 
     def run(self, inputs: Arrays) -> Arrays:
         """See ``Runtime.run``."""
-        with self._lock:
-            results = self._request.infer(inputs, share_inputs=True, share_outputs=False)
+        request = self._idle.get()
+        try:
+            results = request.infer(inputs, share_inputs=True, share_outputs=False)
             return dict(zip(self.outputs, results.values(), strict=True))
+        finally:
+            self._idle.put(request)
 
 
 def _compile(path: Path, config: dict[Any, Any], slot: Slot | None) -> ov.CompiledModel:
