@@ -180,6 +180,62 @@ def bench_server(
     bench(plan, out)
 
 
+@models.command("jpeg-scale")
+def scale_jpegs(
+    repository: Annotated[Path, typer.Argument(help="Folder of <model>/<version>/manifest.json")],
+    name: Annotated[str, typer.Argument(help="A model in it; its newest version is changed")],
+    scale: Annotated[
+        float,
+        typer.Argument(
+            min=0, max=8, help="Pixels a side left for each that resizing keeps; 0: off"
+        ),
+    ],
+    images: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Pictures to measure on")
+    ] = None,
+) -> None:
+    """Let a bundle's large JPEGs be decoded at 1/2, 1/4 or 1/8, once measured (needs ``export``).
+
+    The manifest is changed in place; running servers go by it when they are started again.
+    """
+    bundle = _find(repository, name)
+    if 0 < scale < 1:
+        raise typer.BadParameter("below 1 the model would get fewer pixels than it asks for")
+    try:
+        from export.cli import decoding_line
+        from export.decoding import allow_scaling, forbid_scaling
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"'saccade models jpeg-scale' needs the package {error.name!r}; "
+            "install it with: pip install 'saccade[export]'"
+        ) from None
+    bundle = allow_scaling(bundle, scale, images) if scale else forbid_scaling(bundle)
+    decoding = bundle.manifest.decoding
+    line = decoding_line(decoding) if decoding else "every picture is decoded in full"
+    Console(soft_wrap=True, highlight=False).print(f"{name}: {line}", markup=False)
+
+
+@app.command("tune")
+def tune_machine(
+    repository: Annotated[
+        Path, typer.Option(help="Model repository [default: demo]", show_default=False)
+    ] = DEMO_REPOSITORY,
+    model: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable")] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.05, max=600, help="Measuring time for each point")
+    ] = 1.0,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write instead of tuning.json in the repository")
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="As for saccade serve")] = "auto",
+    precision: Annotated[str, typer.Option(help="As for saccade serve")] = "auto",
+) -> None:
+    """Measure this machine once: streams, threads and batch sizes that serve each model best."""
+    from service.tune.command import tune  # only here
+
+    tune(repository, model or [], seconds, out, {"runtime": runtime, "precision": precision})
+
+
 @models.command("schema")
 def show_schema() -> None:
     """The JSON Schema of a bundle's manifest."""

@@ -1,0 +1,1 @@
+"""``saccade tune``: measures how many streams and which batch serve each model best here."""

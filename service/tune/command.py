@@ -1,0 +1,149 @@
+"""What ``saccade tune`` does: measure every canvas, pick, show, store."""
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from service.bundle import Bundle, load_repository
+from service.errors import BadBundle
+from service.geometry import Size
+from service.tune.measure import Contender, Inputs, layouts_of_this_machine, measure
+from service.tune.pick import pick_batch, pick_layout
+from service.tuning import (
+    FILE,
+    Entry,
+    Layout,
+    check_writable,
+    graph_digest,
+    this_machine,
+    write_profile,
+)
+from service.worker.runtimes.choose import Choice, candidates, open_runtime
+
+
+def tune(
+    repository: Path,
+    names: Sequence[str],
+    seconds: float,
+    out: Path | None,
+    wishes: dict[str, str],
+) -> None:
+    """Measure the models called ``names`` (all without), as the server would run them under
+    ``wishes`` (see ``candidates``), and put the result in ``out`` or beside the models.
+
+    Raises:
+        StartError: the file cannot be written, or a model cannot be served.
+        BadBundle: there is no such model.
+    """
+    path = out or repository / FILE
+    check_writable(path)
+    bundles = _chosen(repository, names)
+    machine, load = this_machine(), os.getloadavg()[0]
+    if load > machine.cores / 2:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"The machine is busy (load {load:.1f} on {machine.cores} cores); figures are better "
+            "where nothing else runs."
+        )
+    entries: list[Entry] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        for bundle in bundles:
+            choice = candidates(bundle, **wishes)[0]
+            canvases = bundle.manifest.canvases
+            task = progress.add_task(f"{bundle.manifest.name}, {choice}", total=len(canvases))
+
+            def advance(done: float, task: TaskID = task) -> None:
+                progress.update(task, completed=done)
+
+            entries += tune_model(bundle, choice, seconds, advance)
+    console = Console(soft_wrap=True)
+    console.print(tabulate(entries))
+    write_profile(path, machine, datetime.now(UTC).isoformat(timespec="seconds"), entries)
+    served = "" if out is None else f"; serve with --tuning {path}"
+    console.print(f"Written to {path}{served}", markup=False, highlight=False)
+
+
+def tune_model(
+    bundle: Bundle, choice: Choice, seconds: float, report: Callable[[float], None]
+) -> list[Entry]:
+    """Measure every canvas of a model and pick; ``report`` hears how many canvases are done."""
+    bundle.verify()
+    grids = []
+    for index, canvas in enumerate(bundle.manifest.canvases):
+        inputs = Inputs(bundle.manifest, canvas)
+        contenders = [
+            Contender(
+                open_runtime(bundle, "serve", canvas, choice, threads, streams=streams), inputs
+            )
+            for streams, threads in layouts_of_this_machine()
+        ]
+        try:
+            grids.append(measure(contenders, seconds, lambda share, i=index: report(i + share)))
+        finally:
+            for contender in contenders:
+                contender.close()
+    chosen = pick_layout(grids)
+    return [
+        _entry(bundle, choice, canvas, grid, grid[chosen])
+        for canvas, grid in zip(bundle.manifest.canvases, grids, strict=True)
+    ]
+
+
+def tabulate(entries: list[Entry]) -> Table:
+    """What was picked, and the best of every layout that was tried."""
+    table = Table("model", "canvas", "runs", "streams", "threads", "batch", "images/s", "one, ms")
+    for entry in entries:
+        runs = f"{entry.runtime} {entry.precision}"
+        for layout in entry.grid:
+            point = pick_batch(layout)
+            picked = (layout.streams, layout.threads) == (entry.streams, entry.threads)
+            table.add_row(
+                entry.model if picked else "",
+                str(entry.canvas) if picked else "",
+                runs if picked else "",
+                str(layout.streams),
+                str(layout.threads),
+                str(point.batch),
+                f"{point.images_per_s:.1f}",
+                f"{layout.latency_s * 1000:.2f}",
+                style="bold" if picked else "dim",
+            )
+        table.add_section()
+    return table
+
+
+def _entry(
+    bundle: Bundle, choice: Choice, canvas: Size, grid: list[Layout], layout: Layout
+) -> Entry:
+    point = pick_batch(layout)
+    return Entry(
+        model=bundle.manifest.name,
+        version=bundle.manifest.version,
+        sha256=graph_digest(bundle, canvas, choice),
+        runtime=choice.runtime,
+        precision=choice.precision,
+        canvas=canvas,
+        streams=layout.streams,
+        threads=layout.threads,
+        batch=point.batch,
+        images_per_s=point.images_per_s,
+        latency_s=layout.latency_s,
+        batch_latency_s=point.seconds,
+        grid=grid,
+    )
+
+
+def _chosen(repository: Path, names: Sequence[str]) -> list[Bundle]:
+    bundles = {bundle.manifest.name: bundle for bundle in load_repository(repository)}
+    unknown = [name for name in names if name not in bundles]
+    if unknown:
+        raise BadBundle(
+            f"there is no model {', '.join(map(repr, unknown))}: "
+            f"{repository} holds {', '.join(bundles)}"
+        )
+    return [bundle for name, bundle in bundles.items() if not names or name in names]
