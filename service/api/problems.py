@@ -61,13 +61,18 @@ def count_rejection(error: ServiceError, request: Request) -> None:
         request.state.serving.metrics.rejections.labels(error.code).inc()
 
 
+def refuse(error: ServiceError, request: Request) -> Response:
+    """Count the error and answer with it."""
+    count_rejection(error, request)
+    return response_of(error, request)
+
+
 def install_handlers(app: FastAPI) -> None:
     """Every error leaves the application as a problem document."""
 
     async def service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
-        count_rejection(error, request)
-        return response_of(error, request)
+        return refuse(error, request)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
-import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from service import errors
@@ -75,13 +74,14 @@ class WorkerLink:
         self.was_ready = False
         self._endpoint = endpoint
         self._on_change = on_change
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Connect; returns at once, ``state`` tells when the worker is there."""
+        self._loop = asyncio.get_running_loop()
         self._tasks = [asyncio.create_task(self._stay_connected(), name="worker link")]
 
     async def close(self) -> None:
@@ -151,31 +151,47 @@ class WorkerLink:
             self._socket = self._context.socket(zmq.DEALER)
             self._socket.setsockopt(zmq.SNDHWM, 0)
             self._socket.setsockopt(zmq.RCVHWM, 0)
-            monitor = self._socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED)
+            self._monitor = self._socket.get_monitor_socket(
+                zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED
+            )
+            self._disconnected = asyncio.Event()
+            readers = {
+                int(self._socket.getsockopt(zmq.FD)): self._receive,
+                int(self._monitor.getsockopt(zmq.FD)): self._hear_connection,
+            }
+            for descriptor, reader in readers.items():
+                self._loop.add_reader(descriptor, reader)
             self._socket.connect(self._endpoint)
-            receiving = asyncio.create_task(self._receive(), name="worker answers")
+            self._hear_connection()  # a descriptor announces nothing before it was looked at
             try:
-                await self._until_disconnected(monitor)
+                await self._disconnected.wait()
             finally:
-                receiving.cancel()
+                for descriptor in readers:
+                    self._loop.remove_reader(descriptor)
                 self._socket.disable_monitor()
-                monitor.close(linger=0)
+                self._monitor.close(linger=0)
                 # A new socket each time: what lies unsent in the old one must not reach the
                 # successor twice.
                 self._socket.close(linger=0)
             self._lose_worker()
 
-    async def _until_disconnected(self, monitor: Any) -> None:
-        while True:
-            event = await recv_monitor_message(monitor)
-            if event["event"] == zmq.EVENT_CONNECTED:
+    def _hear_connection(self) -> None:
+        while _has_message(self._monitor):
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_CONNECTED:
                 self._send({"type": "hello"})
-            elif event["event"] == zmq.EVENT_DISCONNECTED:
-                return
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._disconnected.set()
 
-    async def _receive(self) -> None:
-        while True:
-            frames = await self._socket.recv_multipart(copy=False)
+    def _receive(self) -> None:
+        """Take all that has come.
+
+        Plain sockets on their descriptors, as ``zmq.asyncio`` makes a future and several callbacks
+        for every message. A descriptor announces a change only once, and sending may swallow the
+        announcement: so this runs after every send too, and leaves nothing.
+        """
+        while _has_message(self._socket):
+            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             try:
                 self._handle(*wire.unpack([frame.buffer for frame in frames]))
             except Exception:
@@ -226,9 +242,13 @@ class WorkerLink:
                 )
 
     def _send(self, header: wire.Header, arrays: Arrays | None = None) -> None:
-        # Without a high-water mark a send is done when this returns; its future need not be
-        # awaited.
+        # Without a high-water mark a send never waits.
         self._socket.send_multipart(wire.pack(header, arrays), copy=False)
+        self._loop.call_soon(self._receive)
+
+
+def _has_message(socket: "zmq.Socket[bytes]") -> bool:
+    return not socket.closed and bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def _fail(pending: _Pending, error: ServiceError) -> None:
