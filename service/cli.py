@@ -1,4 +1,6 @@
-"""The console command ``saccade``."""
+"""The console command ``saccade``; each command imports what it alone needs, so that ``serve`` is
+quick.
+"""
 
 import asyncio
 import inspect
@@ -6,16 +8,16 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
 
-from service.bundle import Bundle, Manifest, load_repository
 from service.errors import BadBundle, ServiceError, StartError
 from service.logs import configure_logging
 from service.settings import DEMO_REPOSITORY, PREFIX, Settings, load_settings
+
+if TYPE_CHECKING:
+    from service.bundle import Bundle
 
 app = typer.Typer(
     help="Serves vision transformers over HTTP: an image goes in, an answer comes out.",
@@ -31,6 +33,8 @@ def main() -> None:
     try:
         app()
     except ServiceError as error:
+        from rich.console import Console
+
         Console(stderr=True, soft_wrap=True).print(
             f"saccade: {error}", markup=False, highlight=False
         )
@@ -39,24 +43,28 @@ def main() -> None:
 
 def serve(**flags: str | None) -> None:
     """Start the server; without a repository it serves the bundled demo models."""
-    from service.supervisor import Supervisor  # the other commands need none of it
+    from service.supervisor import Supervisor
 
     settings = load_settings(flags)
     configure_logging("supervisor", settings.log_level)
     supervisor = Supervisor(settings)
-    supervisor.check()
     listener = supervisor.bind()
     host, port = listener.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"Saccade {version('saccade')} at http://{address}:{port}", markup=False)
-    names = ", ".join(b.manifest.name for b in load_repository(settings.repository))
-    if settings.repository == DEMO_REPOSITORY:
-        console.print(f"No repository given: serving the bundled demo models ({names})")
-    else:
-        console.print(f"Serving {names} from {settings.repository}", markup=False)
-    sys.stdout.flush()
-    sys.exit(asyncio.run(supervisor.run(listener)))
+
+    def announce(names: list[str]) -> None:
+        from rich.console import Console
+
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(f"Saccade {version('saccade')} at http://{address}:{port}", markup=False)
+        listed = ", ".join(names)
+        if settings.repository == DEMO_REPOSITORY:
+            console.print(f"No repository given: serving the bundled demo models ({listed})")
+        else:
+            console.print(f"Serving {listed} from {settings.repository}", markup=False)
+        sys.stdout.flush()
+
+    sys.exit(asyncio.run(supervisor.run(listener, announce)))
 
 
 def _flags() -> list[inspect.Parameter]:
@@ -87,6 +95,11 @@ Repository = Annotated[Path, typer.Argument(help="Folder of <model>/<version>/ma
 @models.command("list")
 def list_models(repository: Repository = DEMO_REPOSITORY) -> None:
     """The newest version of every model in a repository."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from service.bundle import load_repository
+
     names = ("model", "version", "family", "tasks", "canvas", "parameters", "MACs", "proven")
     table = Table(*(Column(name, overflow="fold") for name in names))
     for bundle in load_repository(repository):
@@ -111,6 +124,10 @@ def show_model(
 @models.command("verify")
 def verify_models(repository: Repository = DEMO_REPOSITORY) -> None:
     """Check size and digest of every file; exit code 1 if any bundle is damaged."""
+    from rich.console import Console
+
+    from service.bundle import load_repository
+
     damaged = 0
     for bundle in load_repository(repository):
         try:
@@ -162,7 +179,7 @@ def bench_server(
     out: Annotated[Path | None, typer.Option(help="JSON file for all figures")] = None,
 ) -> None:
     """Put load on a running server and show its throughput and latency."""
-    from service.bench.command import Plan, bench, parse_headers, parse_numbers  # only here
+    from service.bench.command import Plan, bench, parse_headers, parse_numbers
 
     if concurrency is None and rate is None:
         concurrency = "1,8,32"
@@ -180,69 +197,17 @@ def bench_server(
     bench(plan, out)
 
 
-@models.command("jpeg-scale")
-def scale_jpegs(
-    repository: Annotated[Path, typer.Argument(help="Folder of <model>/<version>/manifest.json")],
-    name: Annotated[str, typer.Argument(help="A model in it; its newest version is changed")],
-    scale: Annotated[
-        float,
-        typer.Argument(
-            min=0, max=8, help="Pixels a side left for each that resizing keeps; 0: off"
-        ),
-    ],
-    images: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Pictures to measure on")
-    ] = None,
-) -> None:
-    """Let a bundle's large JPEGs be decoded at 1/2, 1/4 or 1/8, once measured (needs ``export``).
-
-    The manifest is changed in place; running servers go by it when they are started again.
-    """
-    bundle = _find(repository, name)
-    if 0 < scale < 1:
-        raise typer.BadParameter("below 1 the model would get fewer pixels than it asks for")
-    try:
-        from export.cli import decoding_line
-        from export.decoding import allow_scaling, forbid_scaling
-    except ModuleNotFoundError as error:
-        raise StartError(
-            f"'saccade models jpeg-scale' needs the package {error.name!r}; "
-            "install it with: pip install 'saccade[export]'"
-        ) from None
-    bundle = allow_scaling(bundle, scale, images) if scale else forbid_scaling(bundle)
-    decoding = bundle.manifest.decoding
-    line = decoding_line(decoding) if decoding else "every picture is decoded in full"
-    Console(soft_wrap=True, highlight=False).print(f"{name}: {line}", markup=False)
-
-
-@app.command("tune")
-def tune_machine(
-    repository: Annotated[
-        Path, typer.Option(help="Model repository [default: demo]", show_default=False)
-    ] = DEMO_REPOSITORY,
-    model: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable")] = None,
-    seconds: Annotated[
-        float, typer.Option(min=0.05, max=600, help="Measuring time for each point")
-    ] = 1.0,
-    out: Annotated[
-        Path | None, typer.Option(help="File to write instead of tuning.json in the repository")
-    ] = None,
-    runtime: Annotated[str, typer.Option(help="As for saccade serve")] = "auto",
-    precision: Annotated[str, typer.Option(help="As for saccade serve")] = "auto",
-) -> None:
-    """Measure this machine once: streams, threads and batch sizes that serve each model best."""
-    from service.tune.command import tune  # only here
-
-    tune(repository, model or [], seconds, out, {"runtime": runtime, "precision": precision})
-
-
 @models.command("schema")
 def show_schema() -> None:
     """The JSON Schema of a bundle's manifest."""
+    from service.bundle import Manifest
+
     sys.stdout.write(json.dumps(Manifest.model_json_schema(), indent=2) + "\n")
 
 
-def _find(repository: Path, name: str | None) -> Bundle:
+def _find(repository: Path, name: str | None) -> "Bundle":
+    from service.bundle import load_repository
+
     bundles = {bundle.manifest.name: bundle for bundle in load_repository(repository)}
     if name is None and len(bundles) == 1:
         return next(iter(bundles.values()))

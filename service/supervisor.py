@@ -11,11 +11,13 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from service.bundle import load_repository
 from service.errors import StartError
 from service.lifeline import EXIT_BAD_CONFIG
 from service.metrics import DIRECTORY_VARIABLE
@@ -37,9 +39,17 @@ class _Role:
     descriptors: tuple[int, ...] = ()
     process: asyncio.subprocess.Process | None = field(default=None, init=False)
 
+    def begin(self) -> None:
+        """Let the process go on: what it is going to read is whole, see lifeline."""
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.write(b"\n")
+
 
 class Supervisor:
     """Runs one server until it is told to stop.
+
+    The children start at once, for their imports take longest, and wait until every bundle has been
+    verified: if one is damaged, nothing is served and nothing said but one sentence.
 
     The order of the end: API processes stop listening and finish what they accepted, then the
     worker goes.
@@ -48,16 +58,8 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stopping = asyncio.Event()
+        self._verified = False
         self._exit_code = 0
-
-    def check(self) -> None:
-        """Read and verify every bundle, so that a damaged one is refused before anything starts.
-
-        Raises:
-            BadBundle: naming the file.
-        """
-        for bundle in load_repository(self._settings.repository):
-            bundle.verify()
 
     def bind(self) -> socket.socket:
         """The listening socket that all API processes share.
@@ -75,8 +77,16 @@ class Supervisor:
                 "Choose another with --host and --port; --port 0 takes a free one."
             ) from None
 
-    async def run(self, listener: socket.socket) -> int:
-        """Keep the processes alive until SIGTERM or SIGINT; the exit code of the whole server."""
+    async def run(
+        self, listener: socket.socket, announce: Callable[[list[str]], None] = lambda names: None
+    ) -> int:
+        """Keep the processes alive until SIGTERM or SIGINT; the exit code of the whole server.
+
+        ``announce`` hears the names of the models once they may be served.
+
+        Raises:
+            BadBundle: a bundle is damaged; the sentence names the file.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -86,16 +96,51 @@ class Supervisor:
             keepers = [asyncio.create_task(self._keep(role, folder)) for role in (worker, *apis)]
             stop = asyncio.create_task(self._stopping.wait())
             # A keeper ends before the stop only by a bug, which the last gather then raises.
-            await asyncio.wait((stop, *keepers), return_when=asyncio.FIRST_COMPLETED)
+            ends: list[asyncio.Future[Any]] = [stop, *keepers]
+            began_s, verified = time.monotonic(), self._verify()
+            await asyncio.wait([verified, *ends], return_when=asyncio.FIRST_COMPLETED)
+            if verified.done() and not verified.exception():
+                announce(verified.result())
+                took_s = round(time.monotonic() - began_s, 3)
+                _log.info("every bundle is whole", extra={"facts": {"took_s": took_s}})
+                self._verified = True
+                for role in (worker, *apis):
+                    role.begin()
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                _log.info("stopping")
             self._stopping.set()
-            _log.info("stopping")
             listener.close()  # or the kernel would go on accepting what nobody will answer
             await asyncio.gather(*(self._stop(role, self._settings.grace_s) for role in apis))
             await self._stop(worker, 0.0)
             await asyncio.gather(*keepers)
+            if verified.done():
+                verified.result()  # raises what kept us from serving
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return self._exit_code
+
+    def _verify(self) -> "asyncio.Future[list[str]]":
+        """The names of the models, once every file has been found to be what its manifest says."""
+        loop = asyncio.get_running_loop()
+        verified: asyncio.Future[list[str]] = loop.create_future()
+
+        def verify() -> None:
+            from service.bundle import load_repository  # takes as long as to start the children
+
+            with contextlib.suppress(RuntimeError):  # the loop has ended before us
+                try:
+                    bundles = load_repository(self._settings.repository)
+                    for bundle in bundles:
+                        bundle.verify()
+                except Exception as error:
+                    loop.call_soon_threadsafe(verified.set_exception, error)
+                else:
+                    names = [bundle.manifest.name for bundle in bundles]
+                    loop.call_soon_threadsafe(verified.set_result, names)
+
+        # A stop must not wait for gigabytes to be read, as it would for the loop's own threads.
+        threading.Thread(target=verify, name="verify", daemon=True).start()
+        return verified
 
     def _roles(self, folder: Path, listener: socket.socket) -> tuple[_Role, list[_Role]]:
         endpoint, metrics = f"ipc://{folder}/worker.sock", str(folder / "metrics")
@@ -147,6 +192,8 @@ class Supervisor:
             pass_fds=role.descriptors,
             start_new_session=True,  # Ctrl-C is for us; we stop the children in order
         )
+        if self._verified:
+            role.begin()
         if self._stopping.is_set():  # came while we were starting it
             role.process.terminate()
         return await role.process.wait()

@@ -21,10 +21,11 @@ _log = logging.getLogger("service.api.process")  # __name__ is "__main__" here
 def main() -> None:
     """Entry of ``python -m service.api.process INDEX SOCKET_FD ENDPOINT METRICS_FOLDER``."""
     index, descriptor, endpoint, metrics_folder = sys.argv[1:]
-    exit_with_parent()
+    wait_until_verified = exit_with_parent()
     settings = load_settings()
     setproctitle(f"saccade api {index}")
     configure_logging(f"api {index}", settings.log_level)
+    _log.info("starting", extra={"facts": {"waited_s": round(wait_until_verified(), 3)}})
     try:
         app = create_app(settings, endpoint, Metrics(Path(metrics_folder)))
     except StartError as error:
@@ -40,6 +41,7 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=round(settings.grace_s),
     )
+    _log.info("accepting requests")
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(descriptor))])
 
 

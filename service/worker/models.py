@@ -46,13 +46,15 @@ class Ran(NamedTuple):
 class Models:
     """Everything that this worker can run; ``explain`` graphs are opened when first asked for."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, verified: bool = False) -> None:
         self._settings = settings
+        self._verified = verified
         self._models: dict[str, Model] = {}
         self._cache = open_cache(settings.cache_folder())
 
     def load(self, report: Callable[[str], None]) -> None:
-        """Verify, open and warm every model of the repository; ``report`` hears each phase.
+        """Open and warm every model of the repository, once verified if nobody has done that yet;
+        ``report`` hears each phase.
 
         A model is warm when real forward passes at batch 1 and at the best batch succeeded.
 
@@ -62,8 +64,9 @@ class Models:
         tuning, machine = load_tuning(self._settings), this_machine()
         for bundle in load_repository(self._settings.repository):
             name = bundle.manifest.name
-            report(f"verifying {name}")
-            bundle.verify()
+            if not self._verified:
+                report(f"verifying {name}")
+                bundle.verify()
             choice = candidates(
                 bundle, self._settings.device, self._settings.precision, self._settings.runtime
             )[0]

@@ -290,7 +290,7 @@ class Worker:
 def main() -> None:
     """Entry of ``python -m service.worker.process ENDPOINT METRICS_FOLDER INCARNATION``."""
     endpoint, metrics_folder, incarnation = sys.argv[1:]
-    exit_with_parent()
+    wait_until_verified = exit_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the API processes have drained before
     settings = load_settings()
     setproctitle("saccade worker cpu")
@@ -298,8 +298,11 @@ def main() -> None:
     metrics = Metrics(Path(metrics_folder))
     if int(incarnation):
         metrics.worker_restarts.inc()
+    _log.info("starting", extra={"facts": {"waited_s": round(wait_until_verified(), 3)}})
     try:
-        Worker(settings, Models(settings), metrics, endpoint).serve()
+        # The supervisor has verified just now what the first worker reads, and nobody since.
+        models = Models(settings, verified=not int(incarnation))
+        Worker(settings, models, metrics, endpoint).serve()
     except StartError as error:
         _log.critical("%s", error)
         os._exit(EXIT_BAD_CONFIG)

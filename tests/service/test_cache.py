@@ -2,7 +2,10 @@
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +268,15 @@ def test_a_cache_that_cannot_be_written_leaves_a_runtime_that_works(
     assert np.allclose(
         runtime.run({"images": images})["scores"], expected_scores(images), atol=0.02
     )
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs OpenVINO")
+def test_opening_the_library_reports_nothing_to_its_makers() -> None:
+    source = "import service.worker.runtimes.openvino, sys; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", source], capture_output=True, check=True)
+    modules = found.stdout.decode().split()
+    assert "openvino.properties" in modules
+    assert "openvino_telemetry" not in modules
 
 
 def test_precisions_are_kept_apart(tmp_path: Path) -> None:

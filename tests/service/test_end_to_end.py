@@ -228,6 +228,33 @@ def test_children_end_when_the_supervisor_is_killed(start_server: StartServer) -
     assert not alive
 
 
+def test_the_second_start_reads_what_the_first_one_compiled_and_answers_the_same(
+    start_server: StartServer, demo_scenes: dict[str, Any], tmp_path: Path
+) -> None:
+    body = next(iter(demo_scenes.values()))["path"].read_bytes()
+    answers, files = [], []
+    for _ in range(2):
+        server = start_server("--cache", str(tmp_path / "cache"))
+        answers.append(
+            [
+                httpx.post(f"{server.url}/v1/{task}", content=body, timeout=30).json()
+                for task in ("classify", "detect", "segment")
+            ]
+        )
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+        files.append({path.stat().st_ino for path in (tmp_path / "cache").iterdir()})
+    assert len(files[0]) == 4
+    assert files[1] == files[0]  # a model compiled anew would have been written anew
+    assert answers[1] == answers[0]
+
+
+def test_a_cache_that_cannot_be_is_a_warning(start_server: StartServer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    server = start_server("--cache", str(tmp_path / "file" / "cache"))
+    assert "no cache of compiled models in" in server.log.read_text()
+
+
 @pytest.mark.parametrize("damage", ["flipped byte", "missing graph", "other version"])
 def test_a_damaged_bundle_is_refused_at_start_with_a_sentence_that_names_the_file(
     tmp_path: Path, damage: str

@@ -3,15 +3,20 @@
 import functools
 import logging
 import queue
+import sys
 from pathlib import Path
 from typing import Any
-
-import openvino as ov
-from openvino import properties
 
 from service.errors import BadBundle, BadSettings
 from service.worker.runtimes.base import Arrays, Signature
 from service.worker.runtimes.cache import Slot
+
+# The converter of other frameworks' graphs reports to its makers over the network as soon as it is
+# imported, and takes most of the time; without it the library imports all the same.
+sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
+
+import openvino as ov  # noqa: E402
+from openvino import properties  # noqa: E402
 
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
 _TYPES = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
