@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from service.bundle import Bundle, load_repository
 from service.errors import BadBundle
@@ -96,16 +96,16 @@ def tune_model(
 
 def tabulate(entries: list[Entry]) -> Table:
     """What was picked, and the best of every layout that was tried."""
-    table = Table("model", "canvas", "runs", "streams", "threads", "batch", "images/s", "one, ms")
+    numbers = ("streams", "threads", "batch", "images/s", "one, ms")
+    columns = (Column(name, justify="right", no_wrap=True) for name in numbers)
+    table = Table(Column("model", overflow="fold"), *columns)
     for entry in entries:
-        runs = f"{entry.runtime} {entry.precision}"
-        for layout in entry.grid:
+        title = f"{entry.model} {entry.canvas}, {entry.runtime} {entry.precision}"
+        for index, layout in enumerate(entry.grid):
             point = pick_batch(layout)
             picked = (layout.streams, layout.threads) == (entry.streams, entry.threads)
             table.add_row(
-                entry.model if picked else "",
-                str(entry.canvas) if picked else "",
-                runs if picked else "",
+                "" if index else title,
                 str(layout.streams),
                 str(layout.threads),
                 str(point.batch),

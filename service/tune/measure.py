@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import numpy as np
 
@@ -56,21 +55,14 @@ class Inputs:
         return inputs
 
 
-class Slice(NamedTuple):
-    """What a short time of one point gave."""
-
-    seconds: list[float]
-    images_per_s: float
-
-
 @dataclass
 class Contender:
-    """One layout of one canvas, compiled, and its slices by batch."""
+    """One layout of one canvas, compiled, and the seconds of all its runs by batch."""
 
     runtime: Runtime
     inputs: Inputs
     alone_s: list[float] = field(default_factory=list)
-    slices: dict[int, list[Slice]] = field(default_factory=dict)
+    busy_s: dict[int, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.runtime.streams)
@@ -88,22 +80,17 @@ class Contender:
 
     def run_alone(self, duration_s: float) -> None:
         """One picture after the other, in one stream."""
-        self.alone_s.append(median(_repeat(self.runtime, self._batches[1], duration_s)))
+        self.alone_s += _repeat(self.runtime, self._batches[1], duration_s)
 
     def run_busy(self, batch: int, duration_s: float) -> None:
         """Batch after batch in every stream."""
-        taken = self._in_every_stream(batch, duration_s)
-        pace = sum(batch * len(seconds) / sum(seconds) for seconds in taken)
-        self.slices.setdefault(batch, []).append(Slice([s for one in taken for s in one], pace))
+        self.busy_s.setdefault(batch, []).extend(self._in_every_stream(batch, duration_s))
 
     def point(self, batch: int) -> Point:
-        """Medians of a batch size so far."""
-        slices = self.slices[batch]
-        return Point(
-            batch=batch,
-            seconds=median(second for one in slices for second in one.seconds),
-            images_per_s=median(one.images_per_s for one in slices),
-        )
+        """What a batch size came to so far; the median forgets runs that something disturbed."""
+        seconds = median(self.busy_s[batch])
+        pace = self.runtime.streams * batch / seconds
+        return Point(batch=batch, seconds=seconds, images_per_s=pace)
 
     def layout(self) -> Layout:
         """Everything measured."""
@@ -111,15 +98,15 @@ class Contender:
             streams=self.runtime.streams,
             threads=self.runtime.threads,
             latency_s=median(self.alone_s),
-            points=[self.point(batch) for batch in self.slices],
+            points=[self.point(batch) for batch in self.busy_s],
         )
 
-    def _in_every_stream(self, batch: int, duration_s: float) -> list[list[float]]:
+    def _in_every_stream(self, batch: int, duration_s: float) -> list[float]:
         jobs = [
             self._threads.submit(_repeat, self.runtime, self._batches[batch], duration_s)
             for _ in range(self.runtime.streams)
         ]
-        return [job.result() for job in jobs]
+        return [seconds for job in jobs for seconds in job.result()]
 
 
 def measure(
@@ -140,7 +127,7 @@ def measure(
             contender.run_alone(slice_s)
         for batch in batches:
             for contender in contenders:
-                if batch in contender.slices:
+                if batch in contender.busy_s:
                     contender.run_busy(batch, slice_s)
         report(done / ROUNDS)
     return [contender.layout() for contender in contenders]
@@ -166,7 +153,12 @@ def _explore(contender: Contender, slice_s: float, batches: Sequence[int]) -> No
     best = idle = 0.0
     for batch in batches:
         before = available_bytes()
-        contender.warm_up(batch)
+        try:
+            contender.warm_up(batch)
+        except Exception:  # of any library: too little memory, most likely
+            if batch == batches[0]:
+                raise
+            return
         if batch == batches[0]:
             contender.run_alone(slice_s)
         contender.run_busy(batch, slice_s)

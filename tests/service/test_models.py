@@ -1,15 +1,17 @@
 """Models of a worker: warmed before they count, batches put together and taken apart."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.bundle import Bundle, GraphKind
-from service.errors import BadBundle, RuntimeFailed
+from service.bundle import Bundle, GraphKind, load_bundle
+from service.errors import BadBundle, BadSettings, RuntimeFailed
 from service.geometry import Size
 from service.settings import Settings
+from service.tuning import this_machine
 from service.worker import models
 from service.worker.models import Models
 from service.worker.runtimes.base import Arrays, Signature
@@ -171,3 +173,76 @@ def test_pictures_of_different_shapes_fail_the_batch_and_not_the_worker(
     with pytest.raises(ValueError, match="same shape"):
         found.run(SERVE, [item(1), {"images": np.zeros((4, 4, 3), np.uint8)}], [None] * 2)
     assert found.run(SERVE, [item(5)], [None]).outputs[0]["scores"].tolist() == [5]
+
+
+def tuned_here(bundle: Bundle, **changes: Any) -> str:
+    """A tuning file as this machine would have written it: 2 streams, batch 3."""
+    point = {"batch": 3, "seconds": 1, "images_per_s": 3}
+    fields = {"streams": 2, "threads": 2, "latency_s": 1}
+    entry = fields | {
+        "model": bundle.manifest.name,
+        "version": bundle.manifest.version,
+        "sha256": bundle.manifest.files["model.onnx"].sha256,
+        "runtime": "openvino",
+        "precision": "bf16",
+        "canvas": {"height": 8, "width": 8},
+        "batch": 3,
+        "images_per_s": 3,
+        "batch_latency_s": 1,
+        "grid": [fields | {"points": [point]}],
+    }
+    machine = this_machine().model_dump()
+    profile = {"machine": machine, "measured": "today", "entries": [entry | changes]}
+    return json.dumps({"schema_version": 1, "profiles": [profile]})
+
+
+def test_a_tuned_model_has_its_streams_and_its_batch_within_the_limit(
+    tmp_path: Path, opened: list[FakeRuntime], caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = load_bundle(write_bundle(tmp_path, manifest_of()))
+    (tmp_path / "tuning.json").write_text(tuned_here(bundle))
+    for limit, batch in ((32, 3), (2, 2)):
+        settings = Settings(repository=tmp_path, device="cpu", precision="bf16", max_batch=limit)
+        found = Models(settings)
+        with caplog.at_level("INFO"):
+            found.load(lambda phase: None)
+        assert (opened[-1].streams, opened[-1].threads) == (2, 2)
+        assert sorted(opened[-1].batches) == [1, 1, batch, batch], "warm in both streams"
+        assert (found.best_batch(SERVE), found.streams(SERVE), found.most_streams()) == (
+            batch,
+            2,
+            2,
+        )
+        assert (found.best_batch(EXPLAIN), found.streams(EXPLAIN)) == (min(8, limit), 1)
+        assert found.describe()["tiny"]["tuned"]
+    assert "default streams" not in caplog.text
+
+
+def test_tuning_that_does_not_fit_is_passed_over_aloud(
+    tmp_path: Path, opened: list[FakeRuntime], caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = load_bundle(write_bundle(tmp_path, manifest_of()))
+    (tmp_path / "tuning.json").write_text(tuned_here(bundle, sha256="0" * 64))
+    found = Models(Settings(repository=tmp_path, device="cpu", precision="bf16"))
+    with caplog.at_level("INFO"):
+        found.load(lambda phase: None)
+    assert (found.best_batch(SERVE), found.streams(SERVE)) == (8, 1)
+    assert not found.describe()["tiny"]["tuned"]
+    lines = [r.message for r in caplog.records if "default streams" in r.message]
+    assert lines == ["default streams and batches for tiny: the model changed since it was tuned"]
+
+
+def test_a_damaged_tuning_file_stops_the_start(tmp_path: Path, opened: list[FakeRuntime]) -> None:
+    write_bundle(tmp_path, manifest_of())
+    (tmp_path / "tuning.json").write_text("{")
+    with pytest.raises(BadSettings, match=r"tuning.json is no tuning file"):
+        Models(Settings(repository=tmp_path)).load(lambda phase: None)
+    assert opened == []
+
+
+def test_a_group_of_a_model_that_is_not_here_has_a_batch_and_a_stream(
+    tmp_path: Path, opened: list[FakeRuntime]
+) -> None:
+    found, _ = loaded(tmp_path)
+    nobody = Group("nobody", "serve", "8x8")
+    assert (found.best_batch(nobody), found.streams(nobody)) == (4, 1)

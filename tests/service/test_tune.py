@@ -1,0 +1,233 @@
+"""What saccade tune measures and picks; time passes only when a fake runtime says so."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from service.bundle import load_repository
+from service.errors import BadBundle, StartError
+from service.geometry import Size
+from service.settings import DEMO_REPOSITORY
+from service.tune import command, measure
+from service.tune.measure import Contender, Inputs, available_bytes, layouts_of_this_machine
+from service.tune.pick import pick_batch, pick_layout
+from service.tuning import Layout, Point, read_tuning, this_machine
+from service.worker.runtimes.base import Arrays, Signature
+from service.worker.runtimes.choose import Choice
+
+CANVAS = Size(height=2, width=2)
+
+
+def layout(streams: int, latency_ms: float, *paces: float) -> Layout:
+    """With these images per second at batch 1, 2, 4 ..."""
+    points = [
+        Point(batch=2**power, seconds=2**power / pace, images_per_s=pace)
+        for power, pace in enumerate(paces)
+    ]
+    return Layout(streams=streams, threads=4, latency_s=latency_ms / 1000, points=points)
+
+
+def test_the_smallest_batch_close_to_the_best_is_picked() -> None:
+    assert pick_batch(layout(1, 1, 50, 80, 98, 100, 99)).batch == 4
+    assert pick_batch(layout(1, 1, 50, 80, 96, 100)).batch == 8
+    assert pick_batch(layout(1, 1, 100, 90)).batch == 1
+
+
+@pytest.mark.parametrize(
+    ("layouts", "picked"),
+    [
+        ([layout(1, 5, 100), layout(2, 5, 120)], 1),
+        ([layout(1, 5, 100), layout(2, 5, 102)], 0),  # more streams, hardly faster
+        ([layout(1, 5, 100), layout(2, 5.9, 120)], 1),  # slower alone by less than a millisecond
+        ([layout(1, 5, 100), layout(2, 6.5, 120)], 0),
+        ([layout(1, 50, 100), layout(2, 54, 120)], 1),  # slower alone by less than a tenth
+        ([layout(1, 50, 100), layout(2, 56, 120)], 0),
+        ([layout(1, 8, 100), layout(2, 5, 90)], 1),  # the first is too slow alone
+        ([layout(1, 5, 100), layout(2, 5, 110), layout(4, 5, 112)], 1),
+        ([layout(1, 5, 100), layout(2, 5, 102), layout(4, 5, 104)], 2),
+        ([layout(1, 5, 100, 150), layout(2, 5, 120, 130)], 0),  # the best batch counts
+    ],
+)
+def test_throughput_decides_unless_a_lone_picture_pays_or_it_is_noise(
+    layouts: list[Layout], picked: int
+) -> None:
+    assert pick_layout([layouts]) == picked
+
+
+def test_one_layout_serves_every_canvas_of_a_model() -> None:
+    small = [layout(1, 2, 100), layout(2, 2, 150)]
+    assert pick_layout([small, [layout(1, 50, 10), layout(2, 52, 10)]]) == 1
+    assert pick_layout([small, [layout(1, 50, 10), layout(2, 90, 10)]]) == 0, "a lone one pays"
+    contrary = [[layout(1, 9, 10), layout(2, 2, 10)], [layout(1, 2, 10), layout(2, 20, 10)]]
+    assert pick_layout(contrary) == 0, "none is prompt everywhere: the least slow in all"
+
+
+class FakeRuntime:
+    """A batch takes ``fixed_s`` and ``each_s`` a picture."""
+
+    name, precision, device, threads, streams = "fake", "fp32", "cpu", 2, 1
+    outputs: dict[str, Signature]
+    inputs: dict[str, Signature]
+
+    def __init__(self, fixed_s: float, each_s: float) -> None:
+        self.inputs = {"images": ("uint8", (None, 2, 2, 3)), "sizes": ("int32", (None, 2))}
+        self.outputs = {}
+        self.now_s, self.fixed_s, self.each_s = 0.0, fixed_s, each_s
+        self.most_pictures = 10_000
+
+    def run(self, inputs: Arrays) -> Arrays:
+        batch = len(inputs["images"])
+        if batch > self.most_pictures:
+            raise MemoryError(f"{batch} pictures")
+        assert inputs["sizes"].tolist() == [[2, 2]] * batch
+        self.now_s += self.fixed_s + self.each_s * batch
+        return {}
+
+
+def contender(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> Contender:
+    clock = SimpleNamespace(perf_counter=lambda: runtime.now_s)
+    monkeypatch.setattr(measure, "time", clock)
+    monkeypatch.setattr(measure, "available_bytes", lambda: 2.0**40)
+    manifest = load_repository(DEMO_REPOSITORY)[0].manifest
+    return Contender(runtime, Inputs(manifest, CANVAS))
+
+
+def found(one: Contender) -> dict[int, float]:
+    """Seconds by batch."""
+    measured = measure.measure([one], 1.0, lambda share: None)
+    one.close()
+    return {point.batch: round(point.seconds, 6) for point in measured[0].points}
+
+
+def test_batches_grow_until_two_sizes_bring_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = contender(FakeRuntime(0.0, 0.01), monkeypatch)
+    assert found(flat) == {1: 0.01, 2: 0.02, 4: 0.04}
+    steep = contender(FakeRuntime(0.1, 0.001), monkeypatch)
+    assert list(found(steep)) == [1, 2, 4, 8, 16, 32]
+
+
+def test_a_batch_that_nobody_would_wait_for_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(contender(FakeRuntime(0.2, 0.19), monkeypatch)) == {
+        1: 0.39,
+        2: 0.58,
+        4: 0.96,
+        8: 1.72,
+    }
+    assert found(contender(FakeRuntime(4.0, 1.0), monkeypatch)) == {1: 5.0}
+
+
+def test_a_batch_that_the_runtime_cannot_run_ends_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = FakeRuntime(0.1, 0.001)
+    runtime.most_pictures = 4
+    assert list(found(contender(runtime, monkeypatch))) == [1, 2, 4]
+
+
+def test_a_model_that_cannot_run_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = FakeRuntime(0.1, 0.001)
+    runtime.most_pictures = 0
+    with pytest.raises(MemoryError):
+        found(contender(runtime, monkeypatch))
+
+
+def test_memory_that_runs_low_ends_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = contender(FakeRuntime(0.1, 0.001), monkeypatch)
+    free = iter([1000, 950, 950, 850, 850, 600, 600, 100])  # before and after each batch
+    monkeypatch.setattr(measure, "available_bytes", lambda: float(next(free)))
+    assert list(found(one)) == [1, 2, 4]
+
+
+def test_layouts_share_the_cores_among_one_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offered(cores: int, physical: int) -> list[tuple[int, int]]:
+        monkeypatch.setattr(measure, "usable_cores", lambda: cores)
+        monkeypatch.setattr(measure, "physical_cores", lambda: physical)
+        return layouts_of_this_machine()
+
+    assert offered(1, 1) == [(1, 1)]
+    assert offered(2, 2) == [(1, 2), (2, 2)]
+    assert offered(6, 3) == [(1, 3), (1, 6), (2, 6), (3, 6), (4, 6), (6, 6)]
+
+
+def test_inputs_are_whole_pictures_with_the_thresholds_of_the_manifest() -> None:
+    manifests = {b.manifest.name: b.manifest for b in load_repository(DEMO_REPOSITORY)}
+    runtime = FakeRuntime(0, 0)
+    runtime.inputs |= {"threshold": ("float32", (None,))}
+    manifest = manifests["mask2former-scenes"]
+    assert manifest.segmentation is not None
+    inputs = Inputs(manifest, CANVAS).make(runtime, 3)
+    assert inputs["sizes"].tolist() == [[2, 2]] * 3
+    assert inputs["threshold"].tolist() == [np.float32(manifest.segmentation.threshold)] * 3
+    assert inputs["images"].std() > 0
+
+
+def test_memory_is_that_of_the_machine_or_of_a_tighter_container(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    assert available_bytes(meminfo, tmp_path) == float("inf")
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable: 4 kB\n")
+    assert available_bytes(meminfo, tmp_path) == 4096
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert available_bytes(meminfo, tmp_path) == 4096
+    (tmp_path / "memory.max").write_text("3000\n")
+    assert available_bytes(meminfo, tmp_path) == 2000
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """The demo classifier alone, in a folder of its own."""
+    shutil.copytree(DEMO_REPOSITORY / "vit-scenes", tmp_path / "vit-scenes")
+    return tmp_path
+
+
+def test_a_model_is_measured_and_what_serves_best_lies_beside_it(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "layouts_of_this_machine", lambda: [(1, 1), (2, 2)])
+    wishes = {"runtime": "onnxruntime", "precision": "fp32"}
+    command.tune(repository, ["vit-scenes"], 0.05, None, wishes)
+    profile = read_tuning(repository / "tuning.json").of(this_machine())
+    assert profile is not None
+    (entry,) = profile.entries
+    file = load_repository(repository)[0].manifest.files["model.onnx"]
+    assert (entry.sha256, entry.runtime, entry.precision) == (
+        file.sha256,
+        "onnxruntime",
+        "fp32",
+    )
+    assert [(one.streams, one.threads) for one in entry.grid] == [(1, 1), (2, 2)]
+    assert (entry.streams, entry.threads) in [(1, 1), (2, 2)]
+    chosen = next(one for one in entry.grid if one.streams == entry.streams)
+    assert entry.batch in [point.batch for point in chosen.points]
+    assert f"Written to {repository / 'tuning.json'}" in capsys.readouterr().out
+
+
+def test_nothing_is_measured_where_nothing_could_be_written(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="--out FILE"):
+        command.tune(DEMO_REPOSITORY, [], 1.0, tmp_path / "absent" / "file.json", {})
+
+
+def test_a_model_that_is_not_there_is_named_with_those_that_are(repository: Path) -> None:
+    with pytest.raises(BadBundle, match=r"no model 'vti'.* holds vit-scenes"):
+        command.tune(repository, ["vti"], 1.0, None, {})
+
+
+def test_the_table_shows_every_layout_and_what_was_picked(repository: Path) -> None:
+    bundle = load_repository(repository)[0]
+    choice = Choice("openvino", "bf16")
+    grid = [layout(1, 2, 100), layout(2, 2.5, 150)]
+    entry = command._entry(bundle, choice, Size(height=128, width=128), grid, grid[1])
+    table = command.tabulate([entry])
+    cells = [list(column.cells) for column in table.columns]
+    assert cells == [
+        ["vit-scenes 128x128, openvino bf16", ""],
+        ["1", "2"],
+        ["4", "4"],
+        ["1", "1"],
+        ["100.0", "150.0"],
+        ["2.00", "2.50"],
+    ]
+    assert [row.style for row in table.rows] == ["dim", "bold"]
+    assert json.loads(entry.model_dump_json())["grid"][0]["points"][0]["images_per_s"] == 100
