@@ -56,14 +56,10 @@ def serve(**flags: str | None) -> None:
         from rich.console import Console
 
         console = Console(soft_wrap=True, highlight=False)
-        console.print(
-            f"Saccade {version('saccade')} at http://{address}:{port}", markup=False
-        )
+        console.print(f"Saccade {version('saccade')} at http://{address}:{port}", markup=False)
         listed = ", ".join(names)
         if settings.repository == DEMO_REPOSITORY:
-            console.print(
-                f"No repository given: serving the bundled demo models ({listed})"
-            )
+            console.print(f"No repository given: serving the bundled demo models ({listed})")
         else:
             console.print(f"Serving {listed} from {settings.repository}", markup=False)
         sys.stdout.flush()
@@ -77,9 +73,7 @@ def _flags() -> list[inspect.Parameter]:
     for name, field in Settings.model_fields.items():
         default = "demo" if name == "repository" else field.default
         text = f"{field.description} [{PREFIX}{name.upper()}; default: {default}]"
-        option = typer.Option(
-            "--" + name.replace("_", "-"), help=text, show_default=False
-        )
+        option = typer.Option("--" + name.replace("_", "-"), help=text, show_default=False)
         parameters.append(
             inspect.Parameter(
                 name,
@@ -95,9 +89,7 @@ serve.__signature__ = inspect.Signature(_flags())  # type: ignore[attr-defined]
 serve.__annotations__ = {flag.name: flag.annotation for flag in _flags()}
 app.command()(serve)
 
-Repository = Annotated[
-    Path, typer.Argument(help="Folder of <model>/<version>/manifest.json")
-]
+Repository = Annotated[Path, typer.Argument(help="Folder of <model>/<version>/manifest.json")]
 
 
 @models.command("list")
@@ -108,16 +100,7 @@ def list_models(repository: Repository = DEMO_REPOSITORY) -> None:
 
     from service.bundle import load_repository
 
-    names = (
-        "model",
-        "version",
-        "family",
-        "tasks",
-        "canvas",
-        "parameters",
-        "MACs",
-        "proven",
-    )
+    names = ("model", "version", "family", "tasks", "canvas", "parameters", "MACs", "proven")
     table = Table(*(Column(name, overflow="fold") for name in names))
     for bundle in load_repository(repository):
         m = bundle.manifest
@@ -125,18 +108,14 @@ def list_models(repository: Repository = DEMO_REPOSITORY) -> None:
         canvases = ", ".join(map(str, m.canvases))
         sizes = f"{m.parameters / 1e6:.1f} M", f"{m.macs / 1e9:.2f} G"
         tasks = ", ".join(m.tasks)
-        table.add_row(
-            m.name, m.version, m.family, tasks, canvases, *sizes, ", ".join(proven)
-        )
+        table.add_row(m.name, m.version, m.family, tasks, canvases, *sizes, ", ".join(proven))
     Console().print(table)
 
 
 @models.command("show")
 def show_model(
     repository: Repository = DEMO_REPOSITORY,
-    name: Annotated[
-        str | None, typer.Argument(help="Needed where there are several")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Needed where there are several")] = None,
 ) -> None:
     """A model's manifest as JSON."""
     sys.stdout.write(_find(repository, name).manifest.model_dump_json(indent=2) + "\n")
@@ -158,9 +137,7 @@ def verify_models(repository: Repository = DEMO_REPOSITORY) -> None:
             damaged += 1
             verdict = str(error)
         label = f"{bundle.manifest.name} {bundle.manifest.version}"
-        Console(soft_wrap=True).print(
-            f"{label}: {verdict}", markup=False, highlight=False
-        )
+        Console(soft_wrap=True).print(f"{label}: {verdict}", markup=False, highlight=False)
     if damaged:
         raise StartError(f"{damaged} of the bundles in {repository} are damaged")
 
@@ -186,30 +163,19 @@ def export_model(context: typer.Context) -> None:
 
 @app.command("bench")
 def bench_server(
-    url: Annotated[
-        str, typer.Argument(help="Address of a running server: http://host:port")
-    ],
-    images: Annotated[
-        Path, typer.Option(help="Folder of JPEG, PNG or WebP files to send")
-    ],
+    url: Annotated[str, typer.Argument(help="Address of a running server: http://host:port")],
+    images: Annotated[Path, typer.Option(help="Folder of JPEG, PNG or WebP files to send")],
     task: Annotated[str, typer.Option(help="Route under /v1")] = "classify",
     model: Annotated[str | None, typer.Option(help="Model to ask")] = None,
     concurrency: Annotated[
-        str | None,
-        typer.Option(help="Closed loops: requests at a time [default: 1,8,32]"),
+        str | None, typer.Option(help="Closed loops: requests at a time [default: 1,8,32]")
     ] = None,
     rate: Annotated[
         str | None, typer.Option(help="Open loops: requests a second, like 50,100")
     ] = None,
-    duration: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="Seconds per load")
-    ] = 10.0,
-    warmup: Annotated[
-        float, typer.Option(min=0, max=600, help="Seconds before each load")
-    ] = 2.0,
-    header: Annotated[
-        list[str] | None, typer.Option(help="'Name: value', repeatable")
-    ] = None,
+    duration: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds per load")] = 10.0,
+    warmup: Annotated[float, typer.Option(min=0, max=600, help="Seconds before each load")] = 2.0,
+    header: Annotated[list[str] | None, typer.Option(help="'Name: value', repeatable")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for all figures")] = None,
 ) -> None:
     """Put load on a running server and show its throughput and latency."""
@@ -233,12 +199,8 @@ def bench_server(
 
 @models.command("jpeg-scale")
 def scale_jpegs(
-    repository: Annotated[
-        Path, typer.Argument(help="Folder of <model>/<version>/manifest.json")
-    ],
-    name: Annotated[
-        str, typer.Argument(help="A model in it; its newest version is changed")
-    ],
+    repository: Annotated[Path, typer.Argument(help="Folder of <model>/<version>/manifest.json")],
+    name: Annotated[str, typer.Argument(help="A model in it; its newest version is changed")],
     scale: Annotated[
         float,
         typer.Argument(
@@ -246,8 +208,7 @@ def scale_jpegs(
         ),
     ],
     images: Annotated[
-        Path | None,
-        typer.Option(exists=True, file_okay=False, help="Pictures to measure on"),
+        Path | None, typer.Option(exists=True, file_okay=False, help="Pictures to measure on")
     ] = None,
 ) -> None:
     """Let a bundle's large JPEGs be decoded at 1/2, 1/4 or 1/8, once measured (needs ``export``).
@@ -258,9 +219,7 @@ def scale_jpegs(
 
     bundle = _find(repository, name)
     if 0 < scale < 1:
-        raise typer.BadParameter(
-            "below 1 the model would get fewer pixels than it asks for"
-        )
+        raise typer.BadParameter("below 1 the model would get fewer pixels than it asks for")
     try:
         from export.cli import decoding_line
         from export.decoding import allow_scaling, forbid_scaling
@@ -280,15 +239,12 @@ def tune_machine(
     repository: Annotated[
         Path, typer.Option(help="Model repository [default: demo]", show_default=False)
     ] = DEMO_REPOSITORY,
-    model: Annotated[
-        list[str] | None, typer.Option(help="Only this one; repeatable")
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable")] = None,
     seconds: Annotated[
         float, typer.Option(min=0.05, max=600, help="Measuring time for each point")
     ] = 1.0,
     out: Annotated[
-        Path | None,
-        typer.Option(help="File to write instead of tuning.json in the repository"),
+        Path | None, typer.Option(help="File to write instead of tuning.json in the repository")
     ] = None,
     runtime: Annotated[str, typer.Option(help="As for saccade serve")] = "auto",
     precision: Annotated[str, typer.Option(help="As for saccade serve")] = "auto",
@@ -296,13 +252,7 @@ def tune_machine(
     """Measure this machine once: streams, threads and batch sizes that serve each model best."""
     from service.tune.command import tune
 
-    tune(
-        repository,
-        model or [],
-        seconds,
-        out,
-        {"runtime": runtime, "precision": precision},
-    )
+    tune(repository, model or [], seconds, out, {"runtime": runtime, "precision": precision})
 
 
 @models.command("schema")
