@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from export.build import export_bundle
 from export.plan import Wishes
 from models.checkpoints import CheckpointError
-from service.bundle import Bundle, Mode, Parity, Precision, Task
+from service.bundle import Bundle, Decoding, Mode, Parity, Precision, Task
 from service.errors import ServiceError
 from service.geometry import Size
 
@@ -121,6 +121,15 @@ def export(
             help="Stands in for the checkpoint's preprocessor_config.json",
         ),
     ] = None,
+    jpeg_scale: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            max=8,
+            help="Let the server decode a large JPEG at 1/2, 1/4 or 1/8, where that leaves so many "
+            "pixels a side for each that resizing keeps; 2 changes little, and is measured",
+        ),
+    ] = None,
 ) -> None:
     """Turn a checkpoint into a bundle: graphs, a manifest, and the proof that they are right."""
     precisions = [kind.value for kind in precision or [] if kind != PrecisionWish.AUTO]
@@ -146,6 +155,7 @@ def export(
                 images=images,
                 revision=revision,
                 preprocessor=preprocessor,
+                jpeg_scale=jpeg_scale,
                 progress=steps,
             )
     except (CheckpointError, ServiceError, OSError) as error:
@@ -210,6 +220,8 @@ def _print_result(console: Console, bundle: Bundle, started_s: float) -> None:
     for parity in manifest.parity:
         table.add_row(*_cells(parity))
     console.print(table)
+    if manifest.decoding is not None:
+        console.print(decoding_line(manifest.decoding), highlight=False, soft_wrap=True)
     console.print(
         f"{manifest.name} version {manifest.version}: {', '.join(manifest.tasks)}; "
         f"{manifest.parameters / 1e6:.3g} M parameters, {manifest.macs / 1e9:.3g} G "
@@ -227,9 +239,25 @@ def _print_result(console: Console, bundle: Bundle, started_s: float) -> None:
     )
 
 
-def _cells(parity: Parity) -> list[str]:
+def decoding_line(decoding: Decoding) -> str:
+    """What decoding at a fraction changes, for people."""
+    errors = max(parity.max_error for parity in decoding.effect)
+    agreement = min((s for parity in decoding.effect for s in _shares(parity)), default=None)
+    agree = "" if agreement is None else f", agreement {agreement:.3f}"
+    return (
+        f"large JPEGs at a fraction that leaves {decoding.jpeg_scale:g} pixels for each: "
+        f"at least {decoding.psnr_db:.1f} dB, max error {errors:.1e}{agree}, "
+        f"on {decoding.pictures}"
+    )
+
+
+def _shares(parity: Parity) -> list[float]:
     shares = (parity.top1_agreement, parity.box_agreement, parity.mask_agreement)
-    agreement = min((share for share in shares if share is not None), default=None)
+    return [share for share in shares if share is not None]
+
+
+def _cells(parity: Parity) -> list[str]:
+    agreement = min(_shares(parity), default=None)
     return [
         f"{parity.runtime} {parity.precision}",
         str(parity.canvas),

@@ -33,10 +33,10 @@ def collect(folder: Path | None = None, scenes: Path = SCENES) -> Pictures:
         StartError: ``folder`` has no pictures.
         ClientError: one of them cannot be decoded.
     """
-    given = _files(folder) if folder else []
+    given = files(folder) if folder else []
     if folder and not given:
         raise StartError(f"{folder} holds no pictures; give a folder of JPEG, PNG or WebP files")
-    samples = _files(scenes)
+    samples = files(scenes)
     images = [decode(path.read_bytes(), ImageLimits()) for path in [*samples, *given]]
     counts = {"sample scenes": len(samples), "given pictures": len(given)}
     if not images:
@@ -44,6 +44,11 @@ def collect(folder: Path | None = None, scenes: Path = SCENES) -> Pictures:
         counts = {"generated pictures": len(images)}
     named = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return Pictures(images, named)
+
+
+def files(folder: Path) -> list[Path]:
+    """The first 64 pictures of a folder, by name."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)[:MOST]
 
 
 def generate(sizes: tuple[tuple[int, int], ...] = _GENERATED_SIZES) -> list[Image.Image]:
@@ -71,7 +76,3 @@ def _scene(height: int, width: int, seed: int) -> Image.Image:
         inside = np.hypot(y - center_y, x - center_x) < radius
         pixels[inside] = 0.3 * pixels[inside] + 0.7 * random.uniform(0, 255, 3)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)[:MOST]

@@ -66,8 +66,7 @@ def publish(folder: Path, repository: Path, manifest: Manifest) -> Bundle:
     Raises:
         StartError: the version has come to exist in the meantime.
     """
-    text = manifest.model_dump_json(indent=2, exclude_none=True)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(_text(manifest), encoding="utf-8")
     target = repository / manifest.name / manifest.version
     target.parent.mkdir(exist_ok=True)
     _refuse_existing(target)
@@ -76,6 +75,18 @@ def publish(folder: Path, repository: Path, manifest: Manifest) -> Bundle:
     except OSError as error:
         raise StartError(f"{folder} cannot be moved to {target}: {error}") from error
     return load_bundle(target)
+
+
+def replace_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
+    """Put another manifest in place of a bundle's own, in one move; its graphs stay."""
+    aside = bundle.folder / f".{MANIFEST}-{uuid.uuid4().hex[:8]}"
+    aside.write_text(_text(manifest), encoding="utf-8")
+    aside.replace(bundle.folder / MANIFEST)
+    return load_bundle(bundle.folder)
+
+
+def _text(manifest: Manifest) -> str:
+    return manifest.model_dump_json(indent=2, exclude_none=True) + "\n"
 
 
 def _refuse_existing(target: Path) -> None:

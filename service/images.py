@@ -323,7 +323,9 @@ def _rgb_of(pixels: NDArray[np.uint8]) -> Image.Image:
     """
     height, width = pixels.shape[:2]
     try:
-        core = Image.core.map_buffer(pixels, (width, height), "raw", 0, ("RGB", 0, 1))
+        core = Image.core.map_buffer(  # type: ignore[attr-defined]
+            pixels, (width, height), "raw", 0, ("RGB", 0, 1)
+        )
         return Image.new("RGB", (0, 0))._new(core)
     except (AttributeError, TypeError, ValueError):
         return Image.fromarray(pixels[..., :3])

@@ -1,6 +1,7 @@
 """The faster decoder gives what Pillow gives, and a fraction shows what the whole shows."""
 
 import io
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service import images
+from service.api.serving import _prepare
+from service.bundle import Manifest
 from service.errors import ClientError
 from service.geometry import (
     Geometry,
@@ -23,6 +26,7 @@ from service.geometry import (
     to_canvas,
 )
 from service.images import ImageLimits, Opened, decode
+from tests.service.sample_bundle import manifest_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LIMITS = ImageLimits()
@@ -131,7 +135,7 @@ def test_a_picture_lies_on_the_memory_that_it_was_decoded_to() -> None:
 
 def test_without_that_way_into_pillow_pixels_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = by_pillow(GOOD["4:2:0"])
-    monkeypatch.delattr(Image.core, "map_buffer")
+    monkeypatch.delattr("PIL.Image.core.map_buffer")
     assert outcome(GOOD["4:2:0"]) == expected
 
 
@@ -299,3 +303,33 @@ def test_a_very_long_strip_from_a_fraction_shows_the_same() -> None:
     whole, fraction, scaled = canvases_of(data, geometry, 1.0)
     assert scaled
     assert np.abs(whole.astype(int) - fraction).mean() < 2
+
+
+def test_a_manifest_decides_whether_large_jpegs_are_decoded_at_a_fraction() -> None:
+    data = encoded(smooth(300, 500), quality=95, exif=oriented(6))
+    effect = {
+        "runtime": "onnxruntime",
+        "precision": "fp32",
+        "canvas": {"height": 8, "width": 8},
+        "images": 1,
+        "max_error": 0.0,
+        "rms_error": 0.0,
+        "cosine": 1.0,
+    }
+    decoding = {"jpeg_scale": 2, "pictures": "1 picture", "psnr_db": 50.0, "effect": [effect]}
+    exact, allowed = (
+        Manifest.model_validate(manifest_of(**changes)) for changes in ({}, {"decoding": decoding})
+    )
+    whole = decode(data, LIMITS)
+    for manifest in (exact, allowed):
+        picture, overlaid = (
+            _prepare(data, manifest, LIMITS, time.monotonic() + 60, keep) for keep in (False, True)
+        )
+        assert picture.placement.image == Size(height=500, width=300)
+        assert picture.upright is None
+        assert np.array_equal(picture.pixels, overlaid.pixels)
+        assert overlaid.upright is not None
+        assert overlaid.upright.tobytes() == whole.tobytes()
+        expected = to_canvas(whole, picture.placement)
+        assert np.array_equal(picture.pixels, expected) == (manifest is exact)
+        assert np.abs(picture.pixels.astype(int) - expected).max() < 4
