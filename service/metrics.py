@@ -13,7 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 STAGES = ("wait", "decode", "preprocess", "queue", "infer", "postprocess", "encode")
 REJECTIONS = ("overloaded", "not_ready", "worker_lost", "too_large", "deadline_exceeded")
-CANCEL_STAGES = ("decode", "queue")
+CANCEL_STAGES = ("decode", "queue", "postprocess", "encode")
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 _SECONDS = tuple(0.0005 * 2**power for power in range(16))  # 0.5 ms to 16 s

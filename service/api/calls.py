@@ -13,7 +13,7 @@ from service.api.bodies import Posted, parse_options, read_body
 from service.api.negotiation import choose_media_type
 from service.api.problems import count_rejection, problem_of
 from service.api.schemas.base import Answer, ImageSize, Options
-from service.api.serving import Picture, Serving
+from service.api.serving import Made, Picture, Serving
 from service.bundle import Manifest, Task
 from service.errors import InvalidBody, ServiceError
 from service.tracing import Trace
@@ -22,7 +22,8 @@ from service.worker.runtimes.base import Arrays
 
 Asked = TypeVar("Asked", bound=Options)
 JSON = "application/json"
-Work = Callable[[bytes], Awaitable[Answer | Response]]
+Work = Callable[[bytes], Awaitable[Answer | str | Response]]
+"""Answers one picture; a string is JSON, written off the event loop since it may be long."""
 CLIENT_LEFT = 499  # nobody reads it; the log and the metrics do
 
 _ONE_PICTURE = "a picture or an array answers one picture; ask for application/json"
@@ -73,6 +74,10 @@ class Call:
             picture, self.manifest, self.deadline_s, self.trace, "serve", extra, outputs
         )
 
+    async def offload(self, work: Callable[[], Made], stage: str = "encode") -> Made:
+        """Have the decoding threads do ``work`` in time; see ``Serving.offload``."""
+        return await self.serving.offload(self.manifest, self.deadline_s, self.trace, work, stage)
+
     def about(self, picture: Picture, precision: str) -> dict[str, Any]:
         """The members that every answer has."""
         return {
@@ -89,7 +94,7 @@ async def answer_all(
     request: Request,
     task: Task,
     kind: type[Asked],
-    answer_one: Callable[[Call, bytes, Asked], Awaitable[Answer | Response]],
+    answer_one: Callable[[Call, bytes, Asked], Awaitable[Answer | str | Response]],
 ) -> Response:
     """As ``answer_planned``, where options need no second look before pictures are decoded."""
 
@@ -148,8 +153,8 @@ async def _answer_posted(request: Request, posted: Posted, answer_one: Work) -> 
     return json_response('{"results":[' + ",".join(results) + "]}")
 
 
-def dump(answer: Answer) -> str:
-    return answer.model_dump_json(exclude_none=True)
+def dump(answer: Answer | str) -> str:
+    return answer if isinstance(answer, str) else answer.model_dump_json(exclude_none=True)
 
 
 def json_response(body: str) -> Response:

@@ -178,17 +178,45 @@ class Serving:
         self._measure(manifest, trace, "postprocess", time.monotonic() - started_s)
 
     async def offload(
-        self, manifest: Manifest, trace: Trace, work: Callable[[], Made], stage: str = "encode"
+        self,
+        manifest: Manifest,
+        deadline_s: float,
+        trace: Trace,
+        work: Callable[[], Made],
+        stage: str = "encode",
     ) -> Made:
-        """Run what takes longer than a millisecond in the decoding threads, timed as ``stage``."""
-        started_s = time.monotonic()
-        made = await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        self._measure(manifest, trace, stage, time.monotonic() - started_s)
+        """Run what takes longer than a millisecond in the decoding threads, timed as ``stage``.
+
+        What nobody waits for any more, when its turn comes, is not begun.
+
+        Raises:
+            DeadlineExceeded: the deadline passed before its turn came.
+        """
+        asked_s = time.monotonic()
+        begun = asyncio.get_running_loop().run_in_executor(
+            self._threads, _timed, work, deadline_s, stage
+        )
+        try:
+            made, started_s, spent_s = await begun
+        except asyncio.CancelledError:
+            self.metrics.cancellations.labels(stage).inc()
+            raise
+        self._measure(manifest, trace, "wait", started_s - asked_s)
+        self._measure(manifest, trace, stage, spent_s)
         return made
 
     def _measure(self, manifest: Manifest, trace: Trace, stage: str, seconds: float) -> None:
         trace.record(stage, seconds)
         self.metrics.stage_seconds.labels(manifest.name, stage).observe(seconds)
+
+
+def _timed(work: Callable[[], Made], deadline_s: float, stage: str) -> tuple[Made, float, float]:
+    """What was made, when that began, and the seconds it took."""
+    started_s = time.monotonic()
+    if started_s > deadline_s:
+        raise DeadlineExceeded(f"the deadline passed before the stage {stage!r} of the answer")
+    made = work()
+    return made, started_s, time.monotonic() - started_s
 
 
 def _prepare(

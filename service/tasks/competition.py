@@ -36,8 +36,9 @@ class Contest:
 
 def sigmoid(logits: Maps) -> Maps:
     """Probabilities, float32."""
+    raised = np.negative(logits)
     with np.errstate(over="ignore"):
-        raised = np.exp(-logits)
+        np.exp(raised, out=raised)
     raised += 1
     return np.reciprocal(raised, out=raised)
 

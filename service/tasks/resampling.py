@@ -14,7 +14,7 @@ from service.worker.runtimes.base import Array
 Maps = NDArray[np.float32]
 """(N, h, w), and whatever else holds single precision."""
 
-_TILE = (64, 256)
+_TILE = (64, 128)
 """Pixels down and across; the second is a multiple of 8, so that rows of bits start at bytes."""
 
 

@@ -3,13 +3,12 @@
 import io
 import json
 from functools import partial
-from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from service.api.calls import JSON, Call, answer_all
+from service.api.calls import JSON, Call, answer_all, dump
 from service.api.negotiation import choose_media_type
 from service.api.openapi import describe
 from service.api.schemas.attention import (
@@ -48,12 +47,9 @@ async def attention_maps(request: Request) -> Response:
     )
 
 
-async def _attention(call: Call, data: bytes, options: AttentionOptions) -> AttentionAnswer:
+async def _attention(call: Call, data: bytes, options: AttentionOptions) -> str:
     _, maps, answer = await _explain(call, data, options)
-    with call.serving.postprocessing(call.manifest, call.trace):
-        for shown, found in zip(answer.maps, maps, strict=True):
-            shown.values = found.values.astype(np.float64).tolist()
-    return answer
+    return await call.offload(partial(_document, maps, answer))
 
 
 async def _attention_file(
@@ -71,9 +67,16 @@ async def _attention_file(
         encode = partial(render.overlay_png, picture.upright, seen, maps[0].region)
     else:
         _check_one_grid(maps)
-        encode = partial(_npy, np.stack([found.values for found in maps]))
-    body = await call.serving.offload(call.manifest, call.trace, encode)
+        encode = partial(_npy, maps)
+    body = await call.offload(encode)
     return Response(body, media_type=media_type, headers={"X-Saccade-Answer": _summary(answer)})
+
+
+def _document(maps: list[attention.Map], answer: AttentionAnswer) -> str:
+    """The answer with the values of its maps, of which there may be many thousands."""
+    for shown, found in zip(answer.maps, maps, strict=True):
+        shown.values = found.values.astype(np.float64).tolist()
+    return dump(answer)
 
 
 def _check_one_grid(maps: list[attention.Map]) -> None:
@@ -172,7 +175,7 @@ def _transform(placement: Placement) -> Transform:
     )
 
 
-def _npy(values: np.ndarray[Any, Any]) -> bytes:
+def _npy(maps: list[attention.Map]) -> bytes:
     file = io.BytesIO()
-    np.save(file, values, allow_pickle=False)
+    np.save(file, np.stack([found.values for found in maps]), allow_pickle=False)
     return file.getvalue()

@@ -53,7 +53,7 @@ async def _overlay(
     found, answer = await _detect(call, picture, options, labels)
     shown = [Shown(one.index, one.score, one.box) for one in found]
     draw = partial(boxes_overlay, picture.upright, shown, call.manifest.labels, media_type)
-    body = await call.serving.offload(call.manifest, call.trace, draw)
+    body = await call.offload(draw)
     return picture_response(body, media_type, answer, "predictions")
 
 

@@ -129,8 +129,8 @@ def _media_type(call: Call, options: SegmentOptions, mode: Mode, has_map: bool) 
     return media_type
 
 
-async def _answer(call: Call, plan: _Plan, data: bytes) -> SegmentAnswer | Response:
-    manifest, serving, asked = call.manifest, call.serving, plan.asked
+async def _answer(call: Call, plan: _Plan, data: bytes) -> str | Response:
+    manifest, asked = call.manifest, plan.asked
     picture = await call.picture(data, keep_upright=plan.overlay)
     limits = {
         "threshold": np.array(asked.threshold, dtype=np.float32),
@@ -138,15 +138,9 @@ async def _answer(call: Call, plan: _Plan, data: bytes) -> SegmentAnswer | Respo
     }
     result = await call.infer(picture, asked.outputs, limits)
     merge = partial(segment.answer, manifest, picture.placement, result.outputs, asked)
-    found = await serving.offload(manifest, call.trace, merge, "postprocess")
+    found = await call.offload(merge, "postprocess")
     about = call.about(picture, result.precision)
-    encode = partial(_encoded, manifest, plan, picture.upright, found, about)
-    answer, shown = await serving.offload(manifest, call.trace, encode)
-    if shown is None:
-        return answer
-    if plan.media_type == MIXED:
-        return mixed_response(shown, PNG, dump(answer))
-    return picture_response(shown, plan.media_type, answer, "segments")
+    return await call.offload(partial(_encoded, manifest, plan, picture.upright, found, about))
 
 
 def _encoded(
@@ -155,8 +149,8 @@ def _encoded(
     upright: Image.Image | None,
     found: segment.Segmentation,
     about: dict[str, Any],
-) -> tuple[SegmentAnswer, bytes | None]:
-    """The answer in JSON, and the picture where one goes with it or stands alone."""
+) -> str | Response:
+    """JSON, the picture described by a header, or both in parts."""
     id_map = None
     if found.ids is not None and (plan.segment_map or (plan.media_type != JSON and not upright)):
         id_map = masks.id_map_png(found.ids)
@@ -167,11 +161,21 @@ def _encoded(
         segments=[_row(manifest, plan, found.size, one) for one in found.segments],
         segment_map=base64.b64encode(id_map).decode() if id_map and plan.segment_map else None,
     )
-    if upright is None:
-        return answer, None if plan.media_type == JSON else id_map
-    media_type = PNG if plan.media_type == MIXED else plan.media_type
+    if plan.media_type == JSON:
+        return dump(answer)
+    picture_type = PNG if plan.media_type == MIXED else plan.media_type
+    shown = id_map if upright is None else _overlay(manifest, upright, found, picture_type)
+    assert shown is not None  # a picture is offered of what has a map, or as an overlay
+    if plan.media_type == MIXED:
+        return mixed_response(shown, PNG, dump(answer))
+    return picture_response(shown, picture_type, answer, "segments")
+
+
+def _overlay(
+    manifest: Manifest, upright: Image.Image, found: segment.Segmentation, media_type: str
+) -> bytes:
     shown = [Shown(one.index, one.score, one.region.edges, one.region) for one in found.segments]
-    return answer, masks_overlay(upright, shown, manifest.labels, media_type)
+    return masks_overlay(upright, shown, manifest.labels, media_type)
 
 
 def _row(manifest: Manifest, plan: _Plan, size: Size, found: segment.Segment) -> Segment:
