@@ -287,11 +287,17 @@ class Worker:
             queue.observe(started_s - job.admitted_s)
 
 
+def _stop(*_: object) -> None:
+    """The API processes have drained before, so nothing waits for us."""
+    logging.shutdown()
+    os._exit(0)
+
+
 def main() -> None:
     """Entry of ``python -m service.worker.process ENDPOINT METRICS_FOLDER INCARNATION``."""
     endpoint, metrics_folder, incarnation = sys.argv[1:]
     wait_until_verified = exit_with_parent()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the API processes have drained before
+    signal.signal(signal.SIGTERM, _stop)
     settings = load_settings()
     setproctitle("saccade worker cpu")
     configure_logging("worker", settings.log_level)
