@@ -141,3 +141,27 @@ def test_ids_are_coded_as_coco_codes_them() -> None:
     assert colours[0, 1].tolist() == [1, 0, 0]
     assert colours[1, 1].tolist() == [1, 1, 0]
     assert np.array_equal(colours @ [1, 256, 65536], ids)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(ids=arrays(np.uint16, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_any_map_of_ids_comes_back_from_its_png(ids: NDArray[np.uint16]) -> None:
+    image = Image.open(io.BytesIO(masks.id_map_png(ids)))
+    image.load()  # which checks every chunk's sum
+    assert (image.mode, image.size) == ("RGB", ids.shape[::-1])
+    assert np.array_equal(np.array(image).astype(int) @ [1, 256, 65536], ids)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(mask=arrays(bool, st.tuples(st.integers(1, 20), st.integers(1, 20))).filter(np.any))
+def test_any_mask_comes_back_from_its_png(mask: Mask) -> None:
+    image = Image.open(io.BytesIO(masks.mask_png(*cropped(mask), size_of(mask))))
+    assert image.mode == "1"
+    assert np.array_equal(np.array(image), mask)
+
+
+def test_flat_areas_make_a_small_png() -> None:
+    ids = np.zeros((600, 800), dtype=np.uint16)
+    ids[100:400, 200:500] = 7
+    assert len(masks.id_map_png(ids)) < 6000
+    assert len(masks.mask_png(ids[100:400, 200:500] == 7, 200, 100, size_of(ids == 7))) < 1000

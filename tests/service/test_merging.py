@@ -18,7 +18,14 @@ from service.tasks.framing import Frame, Merging
 from service.tasks.instances import Instance, merge_instances
 from service.tasks.laying import lay, lay_instances, lay_panoptic, lay_semantic
 from service.tasks.merging import Segments, merge_panoptic, merge_semantic
-from service.tasks.resampling import Taps, bilinear, nearest_by_centre, nearest_by_edge, resized
+from service.tasks.resampling import (
+    Taps,
+    Tiling,
+    bilinear,
+    nearest_by_centre,
+    nearest_by_edge,
+    resized,
+)
 
 ALL: list[tuple[Rule, Profile]] = [
     (rule, profile)
@@ -98,6 +105,23 @@ def test_tiles_make_up_the_whole(source: tuple[int, int], target: tuple[int, int
     down, across = (bilinear(*pair) for pair in zip(source, target, strict=True))
     expected = dense(down, source[0]) @ maps @ dense(across, source[1]).T
     np.testing.assert_allclose(resized(maps, down, across), expected, atol=1e-4)
+
+
+@given(source=st.tuples(SIDES, SIDES), target=st.tuples(SIDES, SIDES))
+@reproducible
+def test_no_value_leaves_the_bounds_of_its_tile(
+    source: tuple[int, int], target: tuple[int, int]
+) -> None:
+    maps = np.random.default_rng(1).normal(size=(3, *source)).astype(np.float32)
+    tiling = Tiling.of(*(bilinear(*pair) for pair in zip(source, target, strict=True)))
+    sizes = []
+    for tile, low, high in zip(tiling, *tiling.bounds(maps), strict=True):
+        values = tile.values(maps)
+        assert (values >= low[:, None, None] - 1e-5).all()
+        assert (values <= high[:, None, None] + 1e-5).all()
+        sizes.append(values[0].size)
+    assert tiling.areas.tolist() == sizes
+    assert sum(sizes) == target[0] * target[1]
 
 
 @given(seed=st.integers(0, 10**6), weighted=st.booleans())

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import io
 import json
+import threading
+import time
 from email import message_from_bytes, policy
 from typing import Any
 
@@ -13,6 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
+from service.api import serving
+from service.api.tasks import segment as segment_api
+from service.tasks import masks, segment
 from tests.service.fake_app import FakeApp, picture
 from tests.service.sample_bundle import PAD, segmenter_of
 from tests.service.test_segment import DRAWN, INSTANCES, PANOPTIC, SEMANTIC, raw
@@ -346,3 +351,94 @@ def test_work_ends_when_the_client_leaves() -> None:
         assert cancelled
 
     asyncio.run(scenario())
+
+
+class Clock:
+    """Stands in for ``time``: the real one, moved on by ``ahead_s``."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
+@pytest.mark.parametrize(("late_after", "merged"), [("infer", 0), ("merge", 1)])
+def test_what_is_late_is_neither_merged_nor_encoded(
+    late_after: str, merged: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, merge, merges, encoded = Clock(), segment.answer, [], []
+
+    async def before() -> None:
+        clock.ahead_s += 100 if late_after == "infer" else 0
+
+    def slow_merge(*arguments: Any) -> segment.Segmentation:
+        merges.append(arguments)
+        clock.ahead_s += 100
+        return merge(*arguments)
+
+    monkeypatch.setattr(serving, "time", clock)
+    monkeypatch.setattr(segment, "answer", slow_merge)
+    monkeypatch.setattr(masks, "id_map_png", encoded.append)
+    fake = app(timeout_s=5)
+    fake.link.before = before
+    with fake.client() as client:
+        response = client.post("/v1/segment", content=PHOTO)
+    assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
+    assert len(merges) == merged
+    assert encoded == []
+
+
+def test_segments_are_not_encoded_for_a_client_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, merge, encoded, left = app(), segment.answer, [], threading.Event()
+
+    async def scenario() -> None:
+        merging, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def merge_until_left(*arguments: Any) -> segment.Segmentation:
+            loop.call_soon_threadsafe(merging.set)
+            assert left.wait(30)
+            return merge(*arguments)
+
+        monkeypatch.setattr(segment, "answer", merge_until_left)
+        monkeypatch.setattr(masks, "id_map_png", encoded.append)
+        messages: list[dict[str, Any]] = [{"type": "http.request", "body": PHOTO}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await merging.wait()
+            return {"type": "http.disconnect"}
+
+        sent = await asyncio.wait_for(fake.call("/v1/segment", {}, receive), 30)
+        assert sent[0]["status"] == 499
+
+    asyncio.run(scenario())
+    left.set()
+    count = fake.metrics.registry.get_sample_value(
+        "saccade_cancellations_total", {"stage": "postprocess"}
+    )
+    assert count == 1
+    assert encoded == []
+
+
+@pytest.mark.parametrize("accept", ["application/json", "image/png", "multipart/mixed"])
+def test_answers_are_written_off_the_event_loop(
+    accept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writers = []
+
+    def noted(make: Any) -> Any:
+        def make_here(*arguments: Any) -> Any:
+            writers.append(threading.current_thread().name)
+            return make(*arguments)
+
+        return make_here
+
+    for name in ("dump", "picture_response", "mixed_response"):
+        monkeypatch.setattr(segment_api, name, noted(getattr(segment_api, name)))
+    with app().client() as client:
+        response = client.post("/v1/segment", content=PHOTO, headers={"accept": accept})
+    assert response.status_code == 200
+    assert writers
+    assert all(name.startswith("decode") for name in writers)
