@@ -1,0 +1,2 @@
+#!/bin/sh
+exec python -m bench.peers.litserve.app
