@@ -22,10 +22,14 @@ class Server:
         self._process = process
         self.url = url
 
+    def processes(self) -> list[psutil.Process]:
+        """The supervisor and its children."""
+        parent = psutil.Process(self._process.pid)
+        return [parent, *parent.children(recursive=True)]
+
     def cpu_s(self) -> float:
         """Processor seconds that all its processes have used."""
-        parent = psutil.Process(self._process.pid)
-        times = [process.cpu_times() for process in (parent, *parent.children(recursive=True))]
+        times = [process.cpu_times() for process in self.processes()]
         return sum(spent.user + spent.system for spent in times)
 
     async def wait_until_ready(self) -> None:

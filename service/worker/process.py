@@ -1,6 +1,7 @@
 """The worker process: a thread that speaks to the API processes, and some that run batches."""
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -168,6 +169,8 @@ class Worker:
             running = model["version"], model["runtime"], model["precision"]
             self._metrics.model_info.labels(name, *running).set(1)
             _log.info("model ready", extra={"facts": {"model": name} | model})
+        gc.collect()
+        gc.freeze()  # what is here stays: the collector need not walk through it again and again
         self._ready = True
         self._enter_phase("ready")
 
