@@ -60,6 +60,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     unknown = [name for name in asked.names if name not in PEERS]
     if unknown:
         parser.error(f"no peer is called {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    if asked.rounds < 1 or asked.duration <= 0:
+        parser.error("there must be at least one round, of some duration")
     asked.names = asked.names or list(PEERS)
     return asked
 
@@ -121,21 +123,31 @@ def measure(asked: argparse.Namespace) -> int:
     if found["pairs"]:
         print(report.tabulate(found))
         print(f"written to {asked.out}, .md and .svg")
-    return min(failures, 1)
+    return min(failures + len(found.get("disagreements", [])), 1)
 
 
 def _begin(asked: argparse.Namespace, plan: Plan) -> Found:
-    kept = asked.add and asked.out.exists()
-    return {
+    """A report without pairs, or with those that were measured in the same way before."""
+    found: Found = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "picture_bytes": plan.picture.stat().st_size,
         "rounds": plan.rounds,
         "duration_s": plan.duration_s,
+        "concurrency": list(plan.concurrency),
         "load": "wrk" + (f", overload by h2load with {load.CLIENTS} connections" * plan.overload),
         "isolated": servers.isolated(),
-        "pairs": json.loads(asked.out.read_text())["pairs"] if kept else [],
+        "pairs": [],
     }
+    if not (asked.add and asked.out.exists()):
+        return found
+    before: Found = json.loads(asked.out.read_text())
+    changed = [
+        key for key in found if key not in ("started", "pairs") and found[key] != before[key]
+    ]
+    if changed:
+        sys.exit(f"error: nothing can be added to {asked.out}: its {', '.join(changed)} differ")
+    return before
 
 
 def _key(pair: Found) -> tuple[str, str]:

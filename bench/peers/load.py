@@ -134,7 +134,10 @@ def read_h2load(log: str, from_s: float, wall_s: float) -> Load:
 
 
 def _run(argv: list[str], timeout_s: float) -> str:
-    ended = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
+    try:
+        ended = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise LoadError(f"{argv[0]} did not end within {timeout_s:.0f} s") from None
     if ended.returncode != 0:
         raise LoadError(f"{argv[0]} ended with {ended.returncode}: {ended.stderr or ended.stdout}")
     return ended.stdout

@@ -17,6 +17,7 @@ from bench.peers.servers import Server, ServerError, Watch, running
 
 WARM_CLIENTS = 8
 CAPACITY_CLIENTS = 64
+LIMIT_S = 300.0
 PORTS = range(8700, 8790, 3)
 """Each start takes the next, and a peer the two behind it too: a port of the server before may
 still be held by connections that are closing.
@@ -129,7 +130,12 @@ class Pair:
             program = ["bench.peers.loop", picture, "--runtime", key, "--graph", graph]
         program += ["--duration", str(self._plan.duration_s / 2)]
         argv = ["env", f"PYTHONPATH={ROOT}", str(python), "-m", *program]
-        ended = subprocess.run(argv, capture_output=True, text=True, check=False)
+        try:
+            ended = subprocess.run(
+                argv, capture_output=True, text=True, check=False, timeout=LIMIT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise ServerError(f"{' '.join(argv)} did not end within {LIMIT_S:.0f} s") from None
         if ended.returncode != 0:
             raise ServerError(f"{' '.join(argv)} failed:\n{ended.stderr}")
         found: Found = json.loads(ended.stdout.splitlines()[-1])

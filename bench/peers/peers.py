@@ -50,7 +50,8 @@ PEERS = {
         Peer("fastapi-pool", "fastapi", ("pool",)),
         Peer("litserve", "litserve"),
         Peer("mosec", "mosec", path="/inference"),
-        Peer("bentoml", "bentoml", encode=bodies.form, read=bodies.read_first_top),
+        Peer("bentoml", "bentoml", ("batched",), encode=bodies.form, read=bodies.read_first_top),
+        Peer("bentoml-unbatched", "bentoml", ("unbatched",)),
         Peer("ray", "ray"),
         Peer("ray-optimized", "ray", ("optimized",)),
         Peer(

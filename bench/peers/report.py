@@ -58,23 +58,17 @@ def merge_ours(rows: list[Found]) -> list[Found]:
     merged = []
     for graph in dict.fromkeys(row["graph"] for row in rows):
         same = [row for row in rows if row["graph"] == graph]
-        own = [row for row in same if row["server"] == OURS]
-        first = own[0] | {
-            "startup_s": _median(row["startup_s"] for row in own),
-            "limit_per_s": _median(row["limit_per_s"] for row in own),
-            "points": {
-                count: {
-                    name: _median(
-                        row["points"][count][name] for row in own if count in row["points"]
-                    )
-                    for name in own[0]["points"][count]
-                }
-                for count in own[0]["points"]
-            },
-        }
         others = [row for row in same if row["server"] != OURS]
-        merged += [first, *sorted(others, key=lambda row: row["runtime"])]
+        own = _middle([row for row in same if row["server"] == OURS])
+        merged += [own, *sorted(others, key=lambda row: row["runtime"])]
     return merged
+
+
+def _middle(found: list[Any]) -> Any:
+    """The median of each number of like records; of what is no number, the first."""
+    if isinstance(found[0], dict):
+        return {key: _middle([each[key] for each in found]) for key in found[0]}
+    return _median(found) if isinstance(found[0], int | float) else found[0]
 
 
 def tabulate(report: Found) -> str:
@@ -92,8 +86,9 @@ def tabulate(report: Found) -> str:
 def _table(rows: list[Found]) -> str:
     counts = list(rows[0]["points"])
     most = COMPARED if COMPARED in counts else counts[-1]
+    shown = list(dict.fromkeys((counts[0], most)))
     head = ["server", "runtime", *(f"req/s at {count}" for count in counts)]
-    head += [f"p50 ms at {counts[0]}", f"p50 at {most}", f"p99 at {most}", f"errors at {most}"]
+    head += [*(f"p50 ms at {count}" for count in shown), f"p99 ms at {most}", f"errors at {most}"]
     head += [f"CPU ms/req at {most}", "RSS MB", "start s", f"of its bare loop at {most}"]
     head += [f"Saccade / it at {most}"]
     overloaded = any("overload" in row for row in rows)
@@ -101,10 +96,11 @@ def _table(rows: list[Found]) -> str:
         head += ["overload: good/s", "p50 ms", "p99 ms", "refused", "errors"]
     lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
     for row in rows:
-        first, point = row["points"][counts[0]], row["points"][most]
+        point = row["points"][most]
         cells = [row["server"], row["runtime"]]
         cells += [f"{row['points'][count]['requests_per_s']:.1f}" for count in counts]
-        cells += [_ms(first["p50_s"]), _ms(point["p50_s"]), _ms(point["p99_s"])]
+        cells += [_ms(row["points"][count]["p50_s"]) for count in shown]
+        cells += [_ms(point["p99_s"])]
         cells += [f"{point['errors']:.0f}", _ms(point["cpu_s"])]
         peak = max(each["peak_rss_bytes"] for each in row["points"].values())
         cells += [f"{peak / 1e6:.0f}", f"{row['startup_s']:.1f}", f"{point['over_limit']:.2f}"]

@@ -11,12 +11,13 @@ from PIL import Image
 
 from bench.empty import write_bundle, write_foreign
 from bench.peers import bodies, report
-from bench.peers.__main__ import parse
+from bench.peers.__main__ import measure, parse
 from bench.peers.engine import Engine, Options, read_options, top
 from bench.peers.load import read_h2load, read_wrk
 from bench.peers.measure import disagreements
-from bench.peers.peers import FOLDER, PEERS, launch_ours, launch_peer
+from bench.peers.peers import FOLDER, PEERS, Peer, launch_ours, launch_peer
 from bench.peers.picture import draw
+from bench.peers.servers import ServerError
 from service.bundle import load_bundle
 from service.geometry import Size, place, to_canvas
 from service.images import ImageLimits, decode
@@ -279,3 +280,48 @@ def test_a_peer_that_names_another_class_is_told_of() -> None:
     assert disagreements([canned("mosec", label=7)]) == [
         "empty: mosec with openvino says class 7, saccade says 3"
     ]
+
+
+@pytest.fixture
+def canned_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers need no environment, and are measured at once; ray does not start."""
+
+    class Canned:
+        def __init__(self, plan: object, served: object, peer: Peer, environment: object) -> None:
+            self.name = peer.name
+
+        def measure(self, tell: object) -> dict[str, Any]:
+            if self.name == "ray":
+                raise ServerError("ray ended with 1")
+            return canned(self.name)
+
+    monkeypatch.setattr("bench.peers.__main__.Pair", Canned)
+    monkeypatch.setattr("bench.peers.__main__.environment", lambda peer, work: work)
+    monkeypatch.setattr("bench.peers.graphs.build", lambda name, work: None)
+
+
+@pytest.mark.usefixtures("canned_pairs")
+def test_pairs_of_a_later_run_are_added_only_if_measured_in_the_same_way(tmp_path: Path) -> None:
+    (tmp_path / "picture.jpg").write_bytes(b"jpeg")
+    out = tmp_path / "peers.json"
+    where = ["--graphs", "empty", "--work", str(tmp_path), "--out", str(out)]
+    assert measure(parse(["mosec", *where])) == 0
+    assert measure(parse(["litserve", "--add", *where])) == 0
+    assert [pair["peer"] for pair in json.loads(out.read_text())["pairs"]] == ["mosec", "litserve"]
+    assert "| litserve | openvino |" in out.with_suffix(".md").read_text()
+    with pytest.raises(SystemExit, match="its rounds differ"):
+        measure(parse(["bentoml", "--add", "--rounds", "1", *where]))
+    assert measure(parse(["bentoml", *where])) == 0
+    assert [pair["peer"] for pair in json.loads(out.read_text())["pairs"]] == ["bentoml"]
+
+
+@pytest.mark.usefixtures("canned_pairs")
+def test_a_peer_that_does_not_start_is_left_out_and_makes_the_command_fail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "picture.jpg").write_bytes(b"jpeg")
+    out = tmp_path / "peers.json"
+    where = ["--graphs", "empty", "--work", str(tmp_path), "--out", str(out)]
+    assert measure(parse(["ray", "mosec", *where])) == 1
+    assert "left out: ray ended with 1" in capsys.readouterr().out
+    assert [pair["peer"] for pair in json.loads(out.read_text())["pairs"]] == ["mosec"]

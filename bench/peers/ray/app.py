@@ -37,8 +37,6 @@ class Classifier:
 
 def main() -> None:
     """Serve until told to stop."""
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     ray.init(
         num_cpus=OPTIONS.workers + 2,  # proxy and controller take a part of what is left
         include_dashboard=False,
@@ -54,6 +52,8 @@ def main() -> None:
         }
     )
     serve.run(Classifier.bind(), route_prefix="/classify")
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # in place of Ray's own
     stopped.wait()
     serve.shutdown()
     ray.shutdown()
