@@ -13,9 +13,10 @@ from service.api.bodies import Posted, parse_options, read_body
 from service.api.negotiation import choose_media_type
 from service.api.problems import count_rejection, problem_of
 from service.api.schemas.base import Answer, ImageSize, Options
-from service.api.serving import Made, Picture, Serving
+from service.api.serving import Made, Serving
 from service.bundle import Manifest, Task
 from service.errors import InvalidBody, ServiceError
+from service.pictures import Picture
 from service.tracing import Trace
 from service.worker.link import Result
 from service.worker.runtimes.base import Arrays

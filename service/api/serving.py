@@ -5,41 +5,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
-
-import numpy as np
-from PIL import Image
 
 from service.bundle import Bundle, GraphKind, Manifest, Task
 from service.cores import usable_cores
 from service.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel, UnsupportedTask
-from service.geometry import Placement, choose_canvas, least_decoded, place, to_canvas
-from service.images import ImageLimits, Opened
+from service.images import ImageLimits
 from service.metrics import Metrics
+from service.pictures import Picture, graph_inputs, prepare
 from service.settings import Settings
 from service.tracing import Trace
 from service.worker.link import Result, WorkerLink
-from service.worker.runtimes.base import Array, Arrays
+from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group
 
 Made = TypeVar("Made")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture on its canvas: ``pixels`` uint8 (H, W, 3).
-
-    ``upright`` is the whole decoded picture, kept only for an overlay: it can be a hundred times
-    the size of ``pixels``, and many pictures may wait for the worker.
-    """
-
-    placement: Placement
-    pixels: Array
-    upright: Image.Image | None
-    started_s: float
-    decode_s: float
-    preprocess_s: float
 
 
 class Serving:
@@ -126,7 +106,7 @@ class Serving:
         """
         asked_s = time.monotonic()
         work = asyncio.get_running_loop().run_in_executor(
-            self._threads, _prepare, data, manifest, self.limits, deadline_s, keep_upright
+            self._threads, _prepare_in_time, data, manifest, self.limits, deadline_s, keep_upright
         )
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
@@ -163,7 +143,7 @@ class Serving:
             ServerError: any of them, see ``WorkerLink.infer``.
         """
         group = Group(manifest.name, graph, str(picture.placement.canvas))
-        inputs = _inputs(picture, manifest, graph, extra or {})
+        inputs = graph_inputs(picture, manifest, graph, extra)
         result = await self.link.infer(group, inputs, deadline_s, outputs)
         trace.record("queue", result.queue_s)
         trace.record("infer", result.infer_s)
@@ -219,48 +199,12 @@ def _timed(work: Callable[[], Made], deadline_s: float, stage: str) -> tuple[Mad
     return made, started_s, time.monotonic() - started_s
 
 
-def _prepare(
+def _prepare_in_time(
     data: bytes, manifest: Manifest, limits: ImageLimits, deadline_s: float, keep_upright: bool
 ) -> Picture:
-    started_s = time.monotonic()
-    if started_s > deadline_s:
+    if time.monotonic() > deadline_s:
         raise _late()
-    opened = Opened(data, limits)
-    size = opened.header.size
-    canvas = choose_canvas(manifest.geometry, size, manifest.canvases)
-    placement = place(manifest.geometry, size, canvas)
-    scale = manifest.decoding and manifest.decoding.jpeg_scale
-    decoded = opened.decode(least_decoded(placement, scale) if scale else None)
-    # With an overlay the model still sees what it sees without one, so that the answers are equal.
-    whole = opened.decode() if keep_upright and decoded.scaled else decoded
-    decoded_s = time.monotonic()
-    pixels = to_canvas(decoded.image, placement, decoded.box)
-    return Picture(
-        placement,
-        pixels,
-        whole.image if keep_upright else None,
-        started_s,
-        decode_s=decoded_s - started_s,
-        preprocess_s=time.monotonic() - decoded_s,
-    )
-
-
-def _inputs(picture: Picture, manifest: Manifest, kind: GraphKind, extra: Arrays) -> Arrays:
-    """What the graph takes, from ``extra`` or else from the picture and the manifest.
-
-    All requests to one graph have the same inputs, whatever their task, so that they share batches.
-    """
-    canvas, valid = picture.placement.canvas, picture.placement.valid
-    known: Arrays = {
-        "images": picture.pixels,
-        "sizes": np.array((valid.height, valid.width), dtype=np.int32),
-    }
-    if manifest.segmentation is not None:
-        for name in ("threshold", "overlap_threshold"):
-            known[name] = np.array(getattr(manifest.segmentation, name), dtype=np.float32)
-    known |= extra
-    graph = next(g for g in manifest.graphs if (g.kind, g.canvas) == (kind, canvas))
-    return {tensor.name: known[tensor.name] for tensor in graph.inputs}
+    return prepare(data, manifest, limits, keep_upright)
 
 
 def _late() -> DeadlineExceeded:

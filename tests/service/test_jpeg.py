@@ -1,7 +1,6 @@
 """The faster decoder gives what Pillow gives, and a fraction shows what the whole shows."""
 
 import io
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service import images
-from service.api.serving import _prepare
 from service.bundle import Manifest
 from service.errors import ClientError
 from service.geometry import (
@@ -26,6 +24,7 @@ from service.geometry import (
     to_canvas,
 )
 from service.images import ImageLimits, Opened, decode
+from service.pictures import prepare
 from tests.service.sample_bundle import manifest_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -322,9 +321,7 @@ def test_a_manifest_decides_whether_large_jpegs_are_decoded_at_a_fraction() -> N
     )
     whole = decode(data, LIMITS)
     for manifest in (exact, allowed):
-        picture, overlaid = (
-            _prepare(data, manifest, LIMITS, time.monotonic() + 60, keep) for keep in (False, True)
-        )
+        picture, overlaid = (prepare(data, manifest, LIMITS, keep) for keep in (False, True))
         assert picture.placement.image == Size(height=500, width=300)
         assert picture.upright is None
         assert np.array_equal(picture.pixels, overlaid.pixels)

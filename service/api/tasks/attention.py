@@ -20,10 +20,10 @@ from service.api.schemas.attention import (
     Transform,
 )
 from service.api.schemas.base import Box, ImageSize
-from service.api.serving import Picture
 from service.bundle import GraphKind
 from service.errors import InvalidParameter
 from service.geometry import Placement
+from service.pictures import Picture
 from service.tasks import attention, queries, render
 from service.tasks.attention import Region
 from service.tasks.detect import boxes_on_picture

@@ -11,7 +11,7 @@ from service.api.negotiation import choose_media_type
 from service.api.openapi import describe
 from service.api.schemas.base import Box
 from service.api.schemas.detect import DetectAnswer, Detection, DetectOptions
-from service.api.serving import Picture
+from service.pictures import Picture
 from service.tasks import detect
 from service.tasks.labels import choose_labels
 from service.tasks.overlay import Shown, boxes_overlay

@@ -1,0 +1,77 @@
+"""One picture's way from bytes to what a graph takes; in any thread."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from service.bundle import GraphKind, Manifest
+from service.geometry import Placement, choose_canvas, least_decoded, place, to_canvas
+from service.images import ImageLimits, Opened
+from service.worker.runtimes.base import Array, Arrays
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on its canvas: ``pixels`` uint8 (H, W, 3).
+
+    ``upright`` is the whole decoded picture, kept only for an overlay: it can be a hundred times
+    the size of ``pixels``, and many pictures may wait for the worker.
+    """
+
+    placement: Placement
+    pixels: Array
+    upright: Image.Image | None
+    started_s: float
+    decode_s: float
+    preprocess_s: float
+
+
+def prepare(
+    data: bytes, manifest: Manifest, limits: ImageLimits, keep_upright: bool = False
+) -> Picture:
+    """Decode a picture and put it on its canvas.
+
+    Raises:
+        BadImage, UnsupportedFormat, TooLarge: as ``images.Opened`` says.
+    """
+    started_s = time.monotonic()
+    opened = Opened(data, limits)
+    size = opened.header.size
+    canvas = choose_canvas(manifest.geometry, size, manifest.canvases)
+    placement = place(manifest.geometry, size, canvas)
+    scale = manifest.decoding and manifest.decoding.jpeg_scale
+    decoded = opened.decode(least_decoded(placement, scale) if scale else None)
+    # With an overlay the model still sees what it sees without one, so that the answers are equal.
+    whole = opened.decode() if keep_upright and decoded.scaled else decoded
+    decoded_s = time.monotonic()
+    pixels = to_canvas(decoded.image, placement, decoded.box)
+    return Picture(
+        placement,
+        pixels,
+        whole.image if keep_upright else None,
+        started_s,
+        decode_s=decoded_s - started_s,
+        preprocess_s=time.monotonic() - decoded_s,
+    )
+
+
+def graph_inputs(
+    picture: Picture, manifest: Manifest, kind: GraphKind = "serve", extra: Arrays | None = None
+) -> Arrays:
+    """What a graph takes, from ``extra`` or else from the picture and the manifest.
+
+    All requests to one graph have the same inputs, whatever their task, so that they share batches.
+    """
+    canvas, valid = picture.placement.canvas, picture.placement.valid
+    known: Arrays = {
+        "images": picture.pixels,
+        "sizes": np.array((valid.height, valid.width), dtype=np.int32),
+    }
+    if manifest.segmentation is not None:
+        for name in ("threshold", "overlap_threshold"):
+            known[name] = np.array(getattr(manifest.segmentation, name), dtype=np.float32)
+    known |= extra or {}
+    graph = next(g for g in manifest.graphs if (g.kind, g.canvas) == (kind, canvas))
+    return {tensor.name: known[tensor.name] for tensor in graph.inputs}
