@@ -1,17 +1,20 @@
-"""The loop that a server is measured against: decode, place, run, and nothing else."""
+"""The loops that a server is measured against: decode, place, run, and nothing else."""
 
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 
 from service.bundle import Bundle
-from service.geometry import Size, choose_canvas, place, to_canvas
-from service.images import ImageLimits, decode
-from service.worker.runtimes.base import Array
+from service.images import ImageLimits
+from service.pictures import graph_inputs, prepare
+from service.settings import Settings
+from service.tuning import UNTUNED_BATCH, load_tuning, plan_for, this_machine
+from service.worker.runtimes.base import Arrays
 from service.worker.runtimes.choose import candidates, open_runtime
 
 LIMITS = ImageLimits()
@@ -28,30 +31,50 @@ class Pace:
 
 
 class BareLoop:
-    """One bundle in this process, in the runtime and precision that the server would choose."""
+    """One bundle in this process, in the runtime, precision and streams that the server would
+    choose: tuned, if the repository is.
+    """
 
     def __init__(self, bundle: Bundle, pictures: list[bytes], decode_threads: int) -> None:
         self._manifest = bundle.manifest
         self._pictures = pictures
         self._decode_threads = decode_threads
         self.choice = candidates(bundle)[0]
+        tuning = load_tuning(Settings(repository=bundle.folder.parent.parent))
+        self.plan = plan_for(bundle, self.choice, tuning, this_machine())
+        self.batch = max(self.plan.batches.values(), default=UNTUNED_BATCH)
         self._runtimes = {
-            str(canvas): open_runtime(bundle, "serve", canvas, self.choice)
+            str(canvas): open_runtime(
+                bundle, "serve", canvas, self.choice, self.plan.threads, streams=self.plan.streams
+            )
             for canvas in bundle.manifest.canvases
         }
 
     def sequential(self, batch: int, duration_s: float) -> Pace:
         """Decode ``batch`` pictures one after the other, then run them together; and again."""
-        prepared = (self._prepare(data) for data in self._endless())
-        return self._drive(prepared, batch, duration_s)
+        return self._drive(self._prepared(), batch, duration_s)
+
+    def parallel(self, batch: int, duration_s: float) -> Pace:
+        """The same in as many threads as the runtime has streams."""
+        cpu_s = time.process_time()
+        with ThreadPoolExecutor(self.plan.streams) as threads:
+            loops = [
+                threads.submit(self._drive, self._prepared(), batch, duration_s)
+                for _ in range(self.plan.streams)
+            ]
+            paces = [loop.result() for loop in loops]
+        cpu_s = time.process_time() - cpu_s
+        rate = sum(pace.images_per_s for pace in paces)
+        latency_s = float(np.mean([pace.latency_s for pace in paces]))
+        return Pace(rate, latency_s, cpu_s / (rate * duration_s))
 
     def pipelined(self, batch: int, duration_s: float) -> Pace:
         """Decode in threads, two batches ahead, while the runtime runs."""
         with ThreadPoolExecutor(self._decode_threads) as threads:
-            pending: deque[Future[tuple[str, Array]]] = deque()
-            endless = self._endless()
+            pending: deque[Future[tuple[str, Arrays]]] = deque()
+            endless = cycle(self._pictures)
 
-            def prepared() -> Iterator[tuple[str, Array]]:
+            def prepared() -> Iterator[tuple[str, Arrays]]:
                 while True:
                     while len(pending) < 2 * batch + self._decode_threads:
                         pending.append(threads.submit(self._prepare, next(endless)))
@@ -63,21 +86,24 @@ class BareLoop:
                 for future in pending:
                     future.cancel()
 
-    def _drive(self, prepared: Iterator[tuple[str, Array]], batch: int, duration_s: float) -> Pace:
+    def _drive(self, prepared: Iterator[tuple[str, Arrays]], batch: int, duration_s: float) -> Pace:
         """Group by canvas, as any batch must, and run every group that is full."""
-        waiting: dict[str, list[Array]] = {canvas: [] for canvas in self._runtimes}
+        waiting: dict[str, list[Arrays]] = {canvas: [] for canvas in self._runtimes}
         images = 0
         latencies_s = []
         cpu_s = time.process_time()
         started_s = last_s = time.perf_counter()
         while last_s < started_s + duration_s:
-            canvas, pixels = next(prepared)
-            waiting[canvas].append(pixels)
+            canvas, inputs = next(prepared)
+            waiting[canvas].append(inputs)
             if len(waiting[canvas]) < batch:
                 continue
-            self._runtimes[canvas].run({"images": np.stack(waiting[canvas])})
+            items = waiting[canvas]
+            self._runtimes[canvas].run(
+                {name: np.stack([item[name] for item in items]) for name in inputs}
+            )
             images += batch
-            waiting[canvas].clear()
+            items.clear()
             now_s = time.perf_counter()
             latencies_s.append(now_s - last_s)
             last_s = now_s
@@ -85,13 +111,9 @@ class BareLoop:
         cpu_s = time.process_time() - cpu_s
         return Pace(images / wall_s, float(np.median(latencies_s)), cpu_s / images)
 
-    def _prepare(self, data: bytes) -> tuple[str, Array]:
-        upright = decode(data, LIMITS)
-        size = Size(height=upright.height, width=upright.width)
-        geometry = self._manifest.geometry
-        canvas = choose_canvas(geometry, size, self._manifest.canvases)
-        return str(canvas), to_canvas(upright, place(geometry, size, canvas))
+    def _prepared(self) -> Iterator[tuple[str, Arrays]]:
+        return map(self._prepare, cycle(self._pictures))
 
-    def _endless(self) -> Iterator[bytes]:
-        while True:
-            yield from self._pictures
+    def _prepare(self, data: bytes) -> tuple[str, Arrays]:
+        picture = prepare(data, self._manifest, LIMITS)
+        return str(picture.placement.canvas), graph_inputs(picture, self._manifest)

@@ -3,9 +3,10 @@
     python -m bench.server_vs_bare [--repository DIR] [--images DIR] [--out FILE]
 
 Each round measures every loop once, so that whatever else the machine does falls on all of them;
-ratios are taken within a round, and their median over the rounds is reported. The bare loop gets
-what it can use: the runtime on every core, and in its pipelined form decoding threads beside it.
-The server's share includes the clients, which run on the same cores.
+ratios are taken within a round, and their median over the rounds is reported. The bare loops get
+what they can use: the runtime in the streams that the server runs, decoding threads beside it or a
+thread for every stream, a picture at a time or the server's batch. The limit of a round is the best
+of them. The server's share includes the clients, which run on the same cores.
 """
 
 import argparse
@@ -25,17 +26,17 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.bare import BareLoop
+from bench.bare import BareLoop, Pace
+from bench.peers.picture import draw
 from bench.server import Server, serving
 from service.bench.client import Client, Reply
 from service.bench.command import read_pictures
 from service.bench.load import Tally, closed_loop
 from service.bench.report import describe_machine
 from service.bundle import Bundle, load_repository
-from service.settings import DEMO_REPOSITORY, Settings
+from service.settings import DEMO_REPOSITORY
 
 CONCURRENCY = (1, 8, 32)
-SCENES = DEMO_REPOSITORY.parent / "scenes"
 WARM_S = 1.0
 TIMEOUT_S = 60.0
 
@@ -48,14 +49,14 @@ def main() -> None:
     """Measure every model of the repository (or one), print tables, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.server_vs_bare")
     parser.add_argument("--repository", type=Path, default=DEMO_REPOSITORY)
-    parser.add_argument("--images", type=Path, default=SCENES)
+    parser.add_argument("--images", type=Path, help="a folder; else a drawn 500 x 375 photograph")
     parser.add_argument("--model", help="only this one")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--duration", type=float, default=1.0, help="seconds per loop and round")
     parser.add_argument("--out", type=Path, default=Path("server_vs_bare.json"))
     asked = parser.parse_args()
     bundles = load_repository(asked.repository)
-    pictures = read_pictures(asked.images)
+    pictures = read_pictures(asked.images) if asked.images else [(draw(), "image/jpeg")]
     models = []
     with serving(asked.repository) as server:
         uvloop.run(server.wait_until_ready())
@@ -85,13 +86,14 @@ def measure(
     duration_s: float,
 ) -> dict[str, Any]:
     """Figures of every loop, round by round, and medians of the ratios within a round."""
-    batch = Settings.model_fields["max_batch"].default
     bare = BareLoop(bundle, [data for data, _ in pictures], os.cpu_count() or 1)
+    shapes = {"bare": bare.sequential, "pipelined": bare.pipelined, "parallel": bare.parallel}
+    if bare.plan.streams == 1:
+        del shapes["parallel"]  # the same as bare
     bare_loops: Loops = {
-        "bare, batch 1": lambda seconds: asdict(bare.sequential(1, seconds)),
-        f"bare, batch {batch}": lambda seconds: asdict(bare.sequential(batch, seconds)),
-        "pipelined, batch 1": lambda seconds: asdict(bare.pipelined(1, seconds)),
-        f"pipelined, batch {batch}": lambda seconds: asdict(bare.pipelined(batch, seconds)),
+        f"{name}, batch {batch}": partial(_figures, shape, batch)
+        for name, shape in shapes.items()
+        for batch in sorted({1, bare.batch})
     }
     server_loops: Loops = {
         f"server, {count} at a time": partial(load, server, bundle, pictures, count)
@@ -104,13 +106,31 @@ def measure(
     for _ in range(rounds):
         for name, loop in loops.items():
             found[name].append(loop(duration_s))
+    limits = [
+        max(found[name][index]["images_per_s"] for name in bare_loops) for index in range(rounds)
+    ]
     return {
         "model": bundle.manifest.name,
         "choice": str(bare.choice),
+        "streams": bare.plan.streams,
+        "batch": bare.batch,
+        "tuned": bare.plan.untuned is None,
         "loops": {
             name: {key: _median(row[key] for row in rows) for key in rows[0]} | {"rounds": rows}
             for name, rows in found.items()
         },
+        "of_the_limit": {
+            name: _median(
+                row["images_per_s"] / limit for row, limit in zip(found[name], limits, strict=True)
+            )
+            for name in server_loops
+        },
+        "added_latency_s": _median(
+            ours["latency_s"] - theirs["latency_s"]
+            for ours, theirs in zip(
+                found[f"server, {CONCURRENCY[0]} at a time"], found["bare, batch 1"], strict=True
+            )
+        ),
         "ratios": {
             name: {
                 other: {
@@ -123,6 +143,10 @@ def measure(
             for name in server_loops
         },
     }
+
+
+def _figures(shape: Callable[[int, float], Pace], batch: int, duration_s: float) -> Figures:
+    return asdict(shape(batch, duration_s))
 
 
 def load(
@@ -179,8 +203,10 @@ def tabulate(model: dict[str, Any]) -> tuple[Table, Table]:
         ratios.add_row(
             other, *(f"{model['ratios'][name][other]['images_per_s']:.2f}" for name in names)
         )
-    latency = model["ratios"][names[0]]["bare, batch 1"]["latency_s"]
-    ratios.caption = f"Median latency of {names[0]} over bare, batch 1: {latency:.2f}"
+    limit = (f"{model['of_the_limit'][name]:.2f}" for name in names)
+    ratios.add_row("the limit", *limit, style="bold")
+    added_ms = model["added_latency_s"] * 1000
+    ratios.caption = f"Added to the median latency of a picture alone: {added_ms:.2f} ms"
     return plain, ratios
 
 
