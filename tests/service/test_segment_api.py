@@ -367,7 +367,9 @@ class Clock:
 def test_what_is_late_is_neither_merged_nor_encoded(
     late_after: str, merged: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, merge, merges, encoded = Clock(), segment.answer, [], []
+    clock, merge = Clock(), segment.answer
+    merges: list[Any] = []
+    encoded: list[Any] = []
 
     async def before() -> None:
         clock.ahead_s += 100 if late_after == "infer" else 0
@@ -390,7 +392,8 @@ def test_what_is_late_is_neither_merged_nor_encoded(
 
 
 def test_segments_are_not_encoded_for_a_client_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake, merge, encoded, left = app(), segment.answer, [], threading.Event()
+    fake, merge, left = app(), segment.answer, threading.Event()
+    encoded: list[Any] = []
 
     async def scenario() -> None:
         merging, loop = asyncio.Event(), asyncio.get_running_loop()
