@@ -198,7 +198,10 @@ def check_writable(path: Path) -> None:
 
     Raises:
         StartError: the file cannot be put there.
+        BadSettings: what lies there is damaged.
     """
+    if path.is_file():
+        read_tuning(path)
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tuning-"):
             return
@@ -217,6 +220,7 @@ def write_profile(path: Path, machine: Machine, measured: str, entries: Iterable
         StartError: the file cannot be written.
         BadSettings: what lies there is damaged.
     """
+    check_writable(path)
     entries = list(entries)
     tuning = read_tuning(path) if path.is_file() else Tuning()
     replaced = {(e.model, e.runtime, e.precision) for e in entries}
@@ -227,7 +231,6 @@ def write_profile(path: Path, machine: Machine, measured: str, entries: Iterable
     others = [profile for profile in tuning.profiles if profile.machine != machine]
     profile = Profile(machine=machine, measured=measured, entries=[*kept, *entries])
     text = Tuning(profiles=[*others, profile]).model_dump_json(indent=2) + "\n"
-    check_writable(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".tuning-")
     with os.fdopen(descriptor, "w") as file:
         file.write(text)

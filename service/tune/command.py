@@ -82,8 +82,12 @@ def tune_model(
             )
             for streams, threads in layouts_of_this_machine()
         ]
+
+        def advance(share: float, before: int = index) -> None:
+            report(before + share)
+
         try:
-            grids.append(measure(contenders, seconds, lambda share, i=index: report(i + share)))
+            grids.append(measure(contenders, seconds, advance))
         finally:
             for contender in contenders:
                 contender.close()

@@ -2,9 +2,13 @@
 
 import json
 import shutil
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 
@@ -18,6 +22,7 @@ from service.tune.pick import pick_batch, pick_layout
 from service.tuning import Layout, Point, read_tuning, this_machine
 from service.worker.runtimes.base import Arrays, Signature
 from service.worker.runtimes.choose import Choice
+from tests.conftest import SACCADE, Server
 
 CANVAS = Size(height=2, width=2)
 
@@ -231,3 +236,34 @@ def test_the_table_shows_every_layout_and_what_was_picked(repository: Path) -> N
     ]
     assert [row.style for row in table.rows] == ["dim", "bold"]
     assert json.loads(entry.model_dump_json())["grid"][0]["points"][0]["images_per_s"] == 100
+
+
+def test_a_tuned_repository_is_served_as_it_was_tuned(
+    repository: Path, start_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "layouts_of_this_machine", lambda: [(2, 2)])
+    out = repository / "elsewhere.json"
+    command.tune(repository, [], 0.05, out, {})
+    (profile,) = read_tuning(out).profiles
+    (entry,) = profile.entries
+    server = start_server("--repository", str(repository), "--tuning", str(out))
+    (model,) = httpx.get(server.url + "/v1/models").json()["models"]
+    assert (model["tuned"], model["streams"], model["threads"]) == (True, 2, 2)
+    assert model["batch"] == {"128x128": entry.batch}
+    scene = (DEMO_REPOSITORY.parent / "scenes" / "ring.jpg").read_bytes()
+    with ThreadPoolExecutor(8) as pool:
+        headers = {"Content-Type": "image/jpeg"}
+        url = server.url + "/v1/classify?model=vit-scenes"
+        answers = list(
+            pool.map(lambda _: httpx.post(url, content=scene, headers=headers), range(40))
+        )
+    assert {answer.json()["predictions"][0]["label"] for answer in answers} == {"ring"}
+
+
+def test_a_damaged_tuning_file_ends_the_server_with_a_sentence(repository: Path) -> None:
+    (repository / "tuning.json").write_text("{")
+    command_line = [str(SACCADE), "serve", "--port", "0", "--repository", str(repository)]
+    ended = subprocess.run(command_line, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "tuning.json is no tuning file of this release" in ended.stderr
+    assert "--tuning off" in ended.stderr

@@ -156,7 +156,7 @@ def test_a_damaged_file_is_refused_with_a_way_out(tmp_path: Path, text: str) -> 
     with pytest.raises(BadSettings, match=r"tuning.json is no tuning file .*--tuning off"):
         load_tuning(Settings(repository=tmp_path))
     with pytest.raises(BadSettings, match="is no tuning file"):
-        write_profile(path, HERE, WHEN, [])
+        check_writable(path)
     assert path.read_text() == text
 
 
