@@ -143,12 +143,16 @@ def test_a_runtime_states_what_it_is_and_what_it_takes(path: Path, choice: Choic
     assert runtime.run(example_inputs(runtime, 5))["scores"].tolist() == [[0.0] * 4] * 5
 
 
+@pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("choice", HERE, ids=str)
-def test_results_stay_as_they_were_when_the_next_batch_runs(path: Path, choice: Choice) -> None:
-    runtime = open_graph(path, choice)
+def test_results_stay_as_they_were_when_the_next_batches_run(
+    path: Path, choice: Choice, streams: int
+) -> None:
+    runtime = open_graph(path, choice, threads=2, streams=streams)
     first = runtime.run({"images": pictures(2)})["scores"]
     before = first.copy()
-    runtime.run({"images": 255 - pictures(2)})
+    for _ in range(2 * streams):
+        runtime.run({"images": 255 - pictures(2)})
     assert np.array_equal(first, before)
 
 
@@ -181,11 +185,15 @@ def test_streams_run_batches_of_different_sizes_at_once(path: Path, choice: Choi
         np.testing.assert_allclose(scores, expected_scores(batch), atol=1e-5)
 
 
+@pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("choice", HERE, ids=str)
-def test_a_runtime_is_usable_after_a_batch_that_failed(path: Path, choice: Choice) -> None:
-    runtime = open_graph(path, choice)
-    with pytest.raises(Exception, match=r"images|shape"):
-        runtime.run({"images": np.zeros((1, 3, 3, 3), np.uint8)})
+def test_a_runtime_is_usable_after_a_batch_that_failed(
+    path: Path, choice: Choice, streams: int
+) -> None:
+    runtime = open_graph(path, choice, threads=2, streams=streams)
+    for _ in range(2 * streams):
+        with pytest.raises(Exception, match=r"images|shape"):
+            runtime.run({"images": np.zeros((1, 3, 3, 3), np.uint8)})
     assert runtime.run({"images": pictures(2)})["scores"].shape == (2, 4)
 
 

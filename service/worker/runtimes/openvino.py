@@ -92,8 +92,16 @@ class OpenVino:
         """See ``Runtime.run``."""
         request = self._idle.get()
         try:
-            results = request.infer(inputs, share_inputs=True, share_outputs=False)
-            return dict(zip(self.outputs, results.values(), strict=True))
+            if self.streams == 1:
+                results = request.infer(inputs, share_inputs=True, share_outputs=False)
+                return dict(zip(self.outputs, results.values(), strict=True))
+            # In the threads of the streams: the caller's would be one more, and wake up others.
+            request.start_async(inputs, share_inputs=True)
+            request.wait()
+            tensors = (request.get_output_tensor(index) for index in range(len(self.outputs)))
+            return {
+                name: tensor.data.copy() for name, tensor in zip(self.outputs, tensors, strict=True)
+            }
         finally:
             self._idle.put(request)
 
