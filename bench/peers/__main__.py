@@ -35,7 +35,7 @@ def main() -> None:
         if asked.measuring:
             servers.adopt_orphans()
             sys.exit(measure(asked))
-        load.check_generators(asked.overload)
+        load.check_wrk()
         prepare(asked)
     except (load.LoadError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
@@ -135,7 +135,7 @@ def _begin(asked: argparse.Namespace, plan: Plan) -> Found:
         "rounds": plan.rounds,
         "duration_s": plan.duration_s,
         "concurrency": list(plan.concurrency),
-        "load": "wrk" + (f", overload by h2load with {load.CLIENTS} connections" * plan.overload),
+        "load": "wrk" + ", overload by an open loop in Python" * plan.overload,
         "isolated": servers.isolated(),
         "pairs": [],
     }

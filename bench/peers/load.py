@@ -1,28 +1,28 @@
-"""Load on a running server: a closed loop by wrk, and more than it can take by h2load."""
+"""Load on a running server: closed loops by wrk, and more than it can take by our own client."""
 
+import asyncio
 import json
 import math
 import shutil
 import subprocess
-import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 from bench.peers.peers import FOLDER, Launch
+from service.bench.client import Client
+from service.bench.load import Tally, arrivals, open_loop
 
 TIMEOUT_S = 60
-PATIENCE_S = 60.0
+ENDING_S = 60.0
+PATIENCE_S = 10.0
 MARK = "FIGURES "
 OVERLOAD = 1.5
 """Offered rate over what the server can do."""
-CLIENTS = 512
-"""Connections of the overload: more than any of the queues is long by default."""
 ERRORS = ("status", "connect", "read", "write", "timeout")
-GENERATORS = {"wrk": "wrk", "h2load": "nghttp2-client"}
 
 
 class LoadError(Exception):
@@ -41,17 +41,16 @@ class Load:
     p95_s: float
     p99_s: float
     refused: int
-    """Answered 429 or 503."""
+    """Answered 429 or 503; among the errors where wrk counts."""
     errors: int
     """Every other failure."""
     wall_s: float
 
 
-def check_generators(overload: bool) -> None:
-    """Raise LoadError, naming the package, for a generator that is not installed."""
-    for command, package in GENERATORS.items():
-        if shutil.which(command) is None and (overload or command == "wrk"):
-            raise LoadError(f"{command} is not installed; on Debian: apt install {package}")
+def check_wrk() -> None:
+    """Raise LoadError, naming the package, where wrk is not installed."""
+    if shutil.which("wrk") is None:
+        raise LoadError("wrk is not installed; on Debian: apt install wrk")
 
 
 def closed(launch: Launch, body: Path, concurrency: int, duration_s: float) -> Load:
@@ -65,7 +64,7 @@ def closed(launch: Launch, body: Path, concurrency: int, duration_s: float) -> L
     argv += ["--script", str(FOLDER / "post.lua"), launch.url, "--", str(body)]
     for header, value in launch.body.headers.items():
         argv += [header, value]
-    return read_wrk(_run(argv, duration_s + TIMEOUT_S + PATIENCE_S))
+    return read_wrk(_run(argv, duration_s + TIMEOUT_S + ENDING_S))
 
 
 def read_wrk(output: str) -> Load:
@@ -90,46 +89,40 @@ def read_wrk(output: str) -> Load:
     )
 
 
-def overload(launch: Launch, body: Path, log: Path, rate: float, duration_s: float) -> Load:
-    """``rate`` requests a second, whatever comes back, as far as CLIENTS connections can hold them;
-    of twice ``duration_s`` the second half counts, when queues are as full as they get.
+def overload(launch: Launch, rate: float, duration_s: float) -> Load:
+    """``rate`` requests a second from independent users, whatever comes back.
 
-    A connection waits for its answer before it sends the next request, so that a server which
-    queues everything is in the end offered what it can do, with CLIENTS requests waiting.
-
-    Raises:
-        LoadError: h2load failed.
+    Latency counts from when a request was due. A user waits no longer than PATIENCE_S.
     """
-    seconds = max(math.ceil(2 * duration_s), 2)
-    argv = ["h2load", "--h1", "--threads", "1", "--clients", str(CLIENTS)]
-    argv += ["--rps", f"{rate / CLIENTS:.4f}", "--duration", str(seconds)]
-    argv += ["--data", str(body), "--log-file", str(log)]
-    for header, value in launch.body.headers.items():
-        argv += ["--header", f"{header}: {value}"]
-    log.unlink(missing_ok=True)
-    started_s = time.time()
-    _run([*argv, launch.url], seconds + PATIENCE_S)
-    return read_h2load(log.read_text(), started_s + seconds / 2, seconds / 2)
+    tally = Tally()
+    body = launch.body
+    others = {name: value for name, value in body.headers.items() if name != "Content-Type"}
+
+    async def drive() -> None:
+        client = Client(f"http://127.0.0.1:{launch.port}", others, PATIENCE_S)
+        request = client.compose("POST", launch.path, body.data, body.headers["Content-Type"])
+        await open_loop(lambda _: client.send(request), tally, arrivals(rate, duration_s))
+        client.close()
+        await asyncio.sleep(0)  # lets the connections go
+
+    uvloop.run(drive())
+    return read_tally(tally)
 
 
-def read_h2load(log: str, from_s: float, wall_s: float) -> Load:
-    """The figures of what was answered after ``from_s`` (since the epoch), by a log of requests:
-    when each began, its status, and how long it took, in µs.
-    """
-    rows = [tuple(int(part) for part in line.split("\t")[:3]) for line in log.splitlines()]
-    counted = [(status, took) for began, status, took in rows if began + took >= from_s * 1e6]
-    statuses = Counter(status for status, _ in counted)
-    latencies_s = [took / 1e6 for status, took in counted if status == 200]
-    refused = statuses[429] + statuses[503]
-    ranks = np.percentile(latencies_s or [math.nan], (50, 95, 99), method="inverted_cdf")
+def read_tally(tally: Tally) -> Load:
+    """The figures of an open loop."""
+    ranks = (math.nan,) * 3
+    if tally.latencies_s:
+        ranks = np.percentile(tally.latencies_s, (50, 95, 99), method="inverted_cdf").tolist()
+    refused = tally.errors["429"] + tally.errors["503"]
     return Load(
-        requests_per_s=len(latencies_s) / wall_s,
-        p50_s=float(ranks[0]),
-        p95_s=float(ranks[1]),
-        p99_s=float(ranks[2]),
+        requests_per_s=len(tally.latencies_s) / tally.wall_s,
+        p50_s=ranks[0],
+        p95_s=ranks[1],
+        p99_s=ranks[2],
         refused=refused,
-        errors=len(counted) - len(latencies_s) - refused,
-        wall_s=wall_s,
+        errors=tally.errors.total() - refused,
+        wall_s=tally.wall_s,
     )
 
 

@@ -145,7 +145,7 @@ def _stop(process: "subprocess.Popen[bytes]", server: Server) -> None:
 
 def _is_load(process: psutil.Process) -> bool:
     try:
-        return process.name() in ("wrk", "h2load")
+        return process.name() == "wrk"
     except psutil.NoSuchProcess:
         return True
 

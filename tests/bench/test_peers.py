@@ -13,11 +13,12 @@ from bench.empty import write_bundle, write_foreign
 from bench.peers import bodies, report
 from bench.peers.__main__ import measure, parse
 from bench.peers.engine import Engine, Options, read_options, top
-from bench.peers.load import read_h2load, read_wrk
+from bench.peers.load import read_tally, read_wrk
 from bench.peers.measure import disagreements
 from bench.peers.peers import FOLDER, PEERS, Peer, launch_ours, launch_peer
 from bench.peers.picture import draw
 from bench.peers.servers import ServerError
+from service.bench.load import Tally
 from service.bundle import load_bundle
 from service.geometry import Size, place, to_canvas
 from service.images import ImageLimits, decode
@@ -185,21 +186,13 @@ def test_the_figures_of_wrk_are_read() -> None:
     assert found.errors == 13
 
 
-def test_of_an_overload_the_settled_part_counts_and_latency_is_that_of_good_answers() -> None:
-    log = "\n".join(
-        (
-            "1000000\t200\t500000",  # answered before the part that counts
-            "1000000\t200\t1500000",
-            "2000000\t200\t100000",
-            "2000000\t429\t1000",
-            "2000000\t503\t1000",
-            "2000000\t500\t9000000",
-        )
-    )
-    found = read_h2load(log, from_s=2.0, wall_s=4.0)
+def test_refusals_of_an_overload_are_no_errors_and_have_no_latency() -> None:
+    tally = Tally(latencies_s=[0.1, 0.2, 0.3, 1.5], wall_s=8.0)
+    tally.errors.update({"429": 5, "503": 1, "500": 2, "TimeoutError": 3})
+    found = read_tally(tally)
     assert found.requests_per_s == 0.5
-    assert (found.p50_s, found.p99_s) == (0.1, 1.5)
-    assert (found.refused, found.errors) == (2, 1)
+    assert (found.p50_s, found.p99_s) == (0.2, 1.5)
+    assert (found.refused, found.errors) == (6, 5)
 
 
 def run(requests_per_s: float, limit_per_s: float, label: int = 3) -> dict[str, Any]:
