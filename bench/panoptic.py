@@ -16,6 +16,7 @@ import asyncio
 import io
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ CONCURRENCY = (1, 8)
 PING_S = 0.002
 TIMEOUT_S = 60.0
 JSON = "application/json"
+WIDTH = 170  # of the table in a file
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def main() -> None:
         "ways": measured,
     }
     asked.out.write_text(json.dumps(report, indent=2) + "\n")
-    Console().print(*(tabulate(measured, count) for count in CONCURRENCY))
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    console.print(*(tabulate(measured, count) for count in CONCURRENCY))
 
 
 def photograph(size: tuple[int, int] = SIZE, seed: int = 0) -> bytes:

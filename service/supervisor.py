@@ -27,6 +27,10 @@ STEADY_S = 30.0  # a process that lived this long is restarted without delay
 LONGEST_DELAY_S = 8.0
 KILL_AFTER_S = 5.0
 
+# Of NumPy's products, unless the environment says otherwise: the decoding threads that make them
+# take every core already, and more threads only wait for each other.
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+
 _log = logging.getLogger(__name__)
 
 
@@ -188,7 +192,7 @@ class Supervisor:
             "-m",
             *arguments,
             stdin=asyncio.subprocess.PIPE,  # the child ends when this pipe does, see lifeline
-            env=os.environ | self._settings.to_environment() | shared,
+            env=_ONE_THREAD | os.environ | self._settings.to_environment() | shared,
             pass_fds=role.descriptors,
             start_new_session=True,  # Ctrl-C is for us; we stop the children in order
         )
