@@ -57,12 +57,15 @@ class Inputs:
 
 @dataclass
 class Contender:
-    """One layout of one canvas, compiled, and the seconds of all its runs by batch."""
+    """One layout of one canvas, compiled; by batch, the seconds of all its runs and the images per
+    second of every slice.
+    """
 
     runtime: Runtime
     inputs: Inputs
     alone_s: list[float] = field(default_factory=list)
     busy_s: dict[int, list[float]] = field(default_factory=dict)
+    paces: dict[int, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.runtime.streams)
@@ -84,13 +87,22 @@ class Contender:
 
     def run_busy(self, batch: int, duration_s: float) -> None:
         """Batch after batch in every stream."""
-        self.busy_s.setdefault(batch, []).extend(self._in_every_stream(batch, duration_s))
+        taken = self._in_every_stream(batch, duration_s)
+        self.busy_s.setdefault(batch, []).extend(second for stream in taken for second in stream)
+        pace = sum(batch * len(stream) / sum(stream) for stream in taken)
+        self.paces.setdefault(batch, []).append(pace)
 
     def point(self, batch: int) -> Point:
-        """What a batch size came to so far; the median forgets runs that something disturbed."""
-        seconds = median(self.busy_s[batch])
-        pace = self.runtime.streams * batch / seconds
-        return Point(batch=batch, seconds=seconds, images_per_s=pace)
+        """What a batch size came to so far.
+
+        Images per second are not taken from the median run: where other work interrupts, most
+        short runs escape it and no long one does, and small batches would look too good.
+        """
+        return Point(
+            batch=batch,
+            seconds=median(self.busy_s[batch]),
+            images_per_s=median(self.paces[batch]),
+        )
 
     def layout(self) -> Layout:
         """Everything measured."""
@@ -101,12 +113,13 @@ class Contender:
             points=[self.point(batch) for batch in self.busy_s],
         )
 
-    def _in_every_stream(self, batch: int, duration_s: float) -> list[float]:
+    def _in_every_stream(self, batch: int, duration_s: float) -> list[list[float]]:
+        """Seconds of every run, by stream."""
         jobs = [
             self._threads.submit(_repeat, self.runtime, self._batches[batch], duration_s)
             for _ in range(self.runtime.streams)
         ]
-        return [seconds for job in jobs for seconds in job.result()]
+        return [job.result() for job in jobs]
 
 
 def measure(

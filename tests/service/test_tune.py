@@ -101,6 +101,21 @@ def contender(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> Contende
     return Contender(runtime, Inputs(manifest, CANVAS))
 
 
+def test_a_disturbed_run_slows_the_pace_of_its_slice_and_not_the_median_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime = FakeRuntime(0.0, 0.1)
+    one = contender(runtime, monkeypatch)
+    one.warm_up(1)
+    one.run_busy(1, 1.0)
+    runtime.each_s = 0.5
+    one.run_busy(1, 0.5)
+    one.run_busy(1, 0.5)
+    one.close()
+    point = one.point(1)
+    assert (round(point.seconds, 6), round(point.images_per_s, 6)) == (0.1, 2.0)
+
+
 def found(one: Contender) -> dict[int, float]:
     """Seconds by batch."""
     measured = measure.measure([one], 1.0, lambda share: None)
