@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from export import decoding
 from export.build import export_bundle
 from export.decoding import allow_scaling, forbid_scaling
-from service.bundle import MANIFEST, Bundle, load_bundle
+from service.bundle import MANIFEST, Bundle, Parity, load_bundle
 from service.cli import app
 from service.errors import StartError
 from service.images import ImageLimits
@@ -97,8 +97,13 @@ def test_a_fraction_that_no_accepted_picture_would_be_decoded_at_is_refused(
 def test_pictures_are_judged_as_those_of_a_reduced_precision(
     vit: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged: list[Any] = []
-    monkeypatch.setattr(decoding, "objections", lambda parity: judged.append(parity) or [])
+    judged: list[Parity] = []
+
+    def judge(parity: Parity) -> list[str]:
+        judged.append(parity)
+        return []
+
+    monkeypatch.setattr(decoding, "objections", judge)
     allowed = allow_scaling(vit, 2.0).manifest.decoding
     assert [parity.precision for parity in judged] == ["bf16"]
     assert allowed is not None
