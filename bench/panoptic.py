@@ -41,7 +41,7 @@ CONCURRENCY = (1, 8)
 PING_S = 0.002
 TIMEOUT_S = 60.0
 JSON = "application/json"
-WIDTH = 170  # of the table in a file
+WIDTH = 220  # of the table in a file
 
 
 @dataclass(frozen=True)
