@@ -185,7 +185,7 @@ def _explore(contender: Contender, slice_s: float, batches: Sequence[int]) -> No
 
 def _repeat(runtime: Runtime, inputs: Arrays, duration_s: float) -> list[float]:
     """Seconds of every run, at least one."""
-    taken = []
+    taken: list[float] = []
     started_s = last_s = time.perf_counter()
     while not taken or last_s < started_s + duration_s:
         runtime.run(inputs)
