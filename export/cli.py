@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from export.build import export_bundle
 from export.plan import Wishes
+from export.quantize import add_int8
 from models.checkpoints import CheckpointError
 from service.bundle import Bundle, Decoding, Mode, Parity, Precision, Task
 from service.errors import ServiceError
@@ -210,13 +211,7 @@ class Steps:
 
 def _print_result(console: Console, bundle: Bundle, started_s: float) -> None:
     manifest = bundle.manifest
-    columns = ("runtime", "canvas", "max error", "cosine", "agree", "batched", "explain")
-    table = Table(
-        *(Column(name, overflow="fold") for name in columns),
-        box=box.SIMPLE_HEAD,
-        title=f"against PyTorch fp32, on {manifest.provenance.pictures}",
-        title_justify="left",
-    )
+    table = _table(f"against PyTorch fp32, on {manifest.provenance.pictures}")
     for parity in manifest.parity:
         table.add_row(*_cells(parity))
     console.print(table)
@@ -239,6 +234,25 @@ def _print_result(console: Console, bundle: Bundle, started_s: float) -> None:
     )
 
 
+def quantize(bundle: Bundle, images: Path) -> None:
+    """Add int8 graphs to a bundle, and show how its answers change."""
+    console = Console(stderr=True)
+    with Steps(console) as steps:
+        bundle = add_int8(bundle, images, steps)
+    for notice in steps.notices:
+        console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    quantization = bundle.manifest.quantization
+    assert quantization is not None
+    table = _table(f"int8 against the fp32 graph, on {quantization.pictures}")
+    for parity in bundle.manifest.parity:
+        if parity.precision == "int8":
+            table.add_row(*_cells(parity))
+    Console().print(table)
+    for runtime, share in quantization.same_class.items():
+        line = f"{runtime}: the same best class in {share:.2%} of the pictures, ties included"
+        Console(soft_wrap=True, highlight=False).print(line)
+
+
 def decoding_line(decoding: Decoding) -> str:
     """What decoding at a fraction changes, for people."""
     errors = max(parity.max_error for parity in decoding.effect)
@@ -249,6 +263,12 @@ def decoding_line(decoding: Decoding) -> str:
         f"at least {decoding.psnr_db:.1f} dB, max error {errors:.1e}{agree}, "
         f"on {decoding.pictures}"
     )
+
+
+def _table(title: str) -> Table:
+    names = ("runtime", "canvas", "max error", "cosine", "agree", "batched", "explain")
+    columns = [Column(name, overflow="fold") for name in names]
+    return Table(*columns, box=box.SIMPLE_HEAD, title=title, title_justify="left")
 
 
 def _shares(parity: Parity) -> list[float]:

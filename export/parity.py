@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export.agreement import compare_boxes, compare_masks
-from service.bundle import Graph, Parity
+from service.bundle import Graph, Parity, Precision
 from service.worker.runtimes.base import Arrays, Runtime
 
 FP32_LIMIT = 1e-5
@@ -21,6 +21,10 @@ FP32_COSINE_LIMIT = 0.9999
 # In fp32 what is near a tie may turn over, and between the queries of random weights much is.
 FP32_AGREEMENT_LIMIT = 0.9
 REDUCED_AGREEMENT_LIMIT = 0.98
+# 8 bits change every picture a little: what counts is what a user gets.
+INT8_COSINE_LIMIT = 0.99
+STRUCTURED_INT8_COSINE_LIMIT = 0.95
+INT8_TOP1_LIMIT = 0.99
 REDUCED_BATCH_LIMIT = 1e-3  # what a picture's neighbours may change below fp32: a rounding or two
 
 _TIE = 4.0  # a top-1 may change where the margin is below this many rms errors of the logits
@@ -107,7 +111,7 @@ def objections(parity: Parity) -> list[str]:
         )
         limited = _errors_of_fp32(parity, score_limit)
     else:
-        cosine_limit = STRUCTURED_COSINE_LIMIT if structured else COSINE_LIMIT
+        cosine_limit = _reduced_cosine_limit(parity.precision, structured)
         limited = {
             "largest difference between alone and batched": (
                 parity.batch_error,
@@ -122,6 +126,12 @@ def objections(parity: Parity) -> list[str]:
         for what, (error, limit) in limited.items()
         if error is not None and not error <= limit
     ]
+
+
+def _reduced_cosine_limit(precision: Precision, structured: bool) -> float:
+    if precision == "int8":
+        return STRUCTURED_INT8_COSINE_LIMIT if structured else INT8_COSINE_LIMIT
+    return STRUCTURED_COSINE_LIMIT if structured else COSINE_LIMIT
 
 
 def _errors_of_fp32(parity: Parity, score_limit: float) -> dict[str, tuple[float | None, float]]:
@@ -143,7 +153,10 @@ def _errors_of_fp32(parity: Parity, score_limit: float) -> dict[str, tuple[float
 def _low_agreement(parity: Parity) -> list[str]:
     limit = FP32_AGREEMENT_LIMIT if parity.precision == "fp32" else REDUCED_AGREEMENT_LIMIT
     agreements = {
-        "top-1 agreement beyond ties": (parity.top1_agreement, 1.0),
+        "top-1 agreement beyond ties": (
+            parity.top1_agreement,
+            INT8_TOP1_LIMIT if parity.precision == "int8" else 1.0,
+        ),
         "share of boxes that agree": (parity.box_agreement, limit),
         "share of pixels that agree": (parity.mask_agreement, limit),
     }

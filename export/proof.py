@@ -1,5 +1,6 @@
 """Which runtimes may serve an export: each is run on the pictures and judged by its figures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +133,22 @@ def _case(
     pictures: list[Image.Image],
     most: int,
 ) -> _Case:
-    graph = subject.graph
+    inputs = picture_inputs(subject.graph, geometry, canvases, pictures, most)
+    if subject.graph.kind == "explain":
+        inputs |= proof_inputs(subject.graph, len(inputs["images"]))
+    return _Case(subject, inputs, reference(subject.head, inputs))
+
+
+def picture_inputs(
+    graph: Graph,
+    geometry: Geometry,
+    canvases: list[Size],
+    pictures: Sequence[Image.Image],
+    most: int,
+) -> Arrays:
+    """Inputs of a serving graph from at most so many pictures, those first that the server would
+    put on its canvas.
+    """
     placements = [place(geometry, _size(picture), graph.canvas) for picture in pictures]
     chosen = [choose_canvas(geometry, _size(picture), canvases) for picture in pictures]
     own_first = sorted(range(len(pictures)), key=lambda i: chosen[i] != graph.canvas)[:most]
@@ -148,9 +164,7 @@ def _case(
         # Every other picture keeps nearly all queries, so that those of random weights merge too.
         inputs["threshold"] = np.where(np.arange(count) % 2, 0.02, 0.5).astype(np.float32)
         inputs["overlap_threshold"] = np.full(count, 0.8, dtype=np.float32)
-    if graph.kind == "explain":
-        inputs |= proof_inputs(graph, count)
-    return _Case(subject, inputs, reference(subject.head, inputs))
+    return inputs
 
 
 def _size(picture: Image.Image) -> Size:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -65,14 +65,20 @@ def signature(model: ir.Model) -> dict[str, list[bundle.Tensor]]:
     }
 
 
-def save(graphs: Mapping[str, ir.Model], folder: Path) -> None:
+def save(
+    graphs: Mapping[str, ir.Model],
+    folder: Path,
+    weights: str = WEIGHTS,
+    beside: Iterable[ir.Model] = (),
+) -> None:
     """Write the graphs, by file name, and one file of weights beside them.
 
-    Tensors of equal content are stored once, whether in one graph or in several. Afterwards the
-    graphs in memory refer to the file.
+    Tensors of equal content are stored once, whether in one graph or in several, and not at all
+    where the graphs ``beside``, which lie in the same folder, have them in a file. Afterwards the
+    graphs in memory refer to the files.
     """
-    places: dict[str, tuple[int, int]] = {}
-    with (folder / WEIGHTS).open("wb") as file:
+    places = _places(beside)
+    with (folder / weights).open("wb") as file:
         for model in graphs.values():
             for value in model.graph.initializers.values():
                 tensor = value.const_value
@@ -82,11 +88,11 @@ def save(graphs: Mapping[str, ir.Model], folder: Path) -> None:
                 key = hashlib.sha256(content).hexdigest()
                 if key not in places:
                     file.write(b"\0" * (-file.tell() % _ALIGNMENT_BYTES))
-                    places[key] = file.tell(), len(content)
+                    places[key] = weights, file.tell(), len(content)
                     file.write(content)
-                offset, length = places[key]
+                name, offset, length = places[key]
                 value.const_value = ir.ExternalTensor(
-                    WEIGHTS,
+                    name,
                     offset,
                     length,
                     tensor.dtype,
@@ -94,8 +100,20 @@ def save(graphs: Mapping[str, ir.Model], folder: Path) -> None:
                     name=value.name or "",
                     base_dir=folder,
                 )
-    for name, model in graphs.items():
-        ir.save(model, folder / name)
+    for file_name, model in graphs.items():
+        ir.save(model, folder / file_name)
+
+
+def _places(graphs: Iterable[ir.Model]) -> dict[str, tuple[str, int, int]]:
+    """File, offset and length of what graphs keep in files, by the digest of the content."""
+    found = {}
+    for model in graphs:
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                key = hashlib.sha256(tensor.tobytes()).hexdigest()
+                found[key] = str(tensor.location), tensor.offset or 0, tensor.nbytes
+    return found
 
 
 def _strip(model: ir.Model) -> None:

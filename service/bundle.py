@@ -71,8 +71,8 @@ class Label(Strict):
 
 
 class Parity(Strict):
-    """What one runtime in one precision was measured to do, against the checkpoint in PyTorch fp32,
-    on ``images`` pictures.
+    """What one runtime in one precision was measured to do, against the checkpoint in PyTorch fp32
+    (int8 against the fp32 graph), on ``images`` pictures.
     """
 
     runtime: Literal["onnxruntime", "openvino", "tensorrt"]
@@ -155,6 +155,19 @@ class Decoding(Strict):
     )
 
 
+class Quantization(Strict):
+    """How the int8 graphs were made, and on which pictures. Their figures are in ``parity``."""
+
+    method: str
+    calibrated_on: str
+    pictures: str = Field(description="what their parity was measured on")
+    same_class: dict[str, float] = Field(
+        default={},
+        description="by runtime, the share of those pictures with the same best class as fp32, "
+        "ties included",
+    )
+
+
 class Provenance(Strict):
     """Where the weights came from and what turned them into graphs."""
 
@@ -218,6 +231,7 @@ class Manifest(Strict):
         default=None, description="without it every picture is decoded in full"
     )
     parity: list[Parity] = []
+    quantization: Quantization | None = None
     accuracy: list[Accuracy] = []
     provenance: Provenance
     parameters: int = Field(ge=1)
@@ -230,13 +244,15 @@ class Manifest(Strict):
 
     def graph(self, kind: GraphKind, canvas: Size, precision: Precision) -> Graph | None:
         """The graph to run; reduced precisions that a runtime makes by itself start from the fp32
-        file.
+        file. int8 has its own, or there is none.
         """
         found = {
             graph.precision: graph
             for graph in self.graphs
             if graph.kind == kind and graph.canvas == canvas
         }
+        if precision == "int8":
+            return found.get("int8")
         return found.get(precision) or found.get("fp32")
 
     def proven(self, runtime: str, precision: str) -> bool:

@@ -234,6 +234,35 @@ def scale_jpegs(
     Console(soft_wrap=True, highlight=False).print(f"{name}: {line}", markup=False)
 
 
+@models.command("quantize")
+def quantize_model(
+    repository: Annotated[Path, typer.Argument(help="Folder of <model>/<version>/manifest.json")],
+    name: Annotated[str, typer.Argument(help="A model in it; its newest version is changed")],
+    images: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="At least 32 pictures of the kind that the model will see, better hundreds: every "
+            "second one calibrates (at most 64), the others prove",
+        ),
+    ],
+) -> None:
+    """Add int8 graphs to a bundle if they pass, for ``serve --precision int8`` (needs ``export``).
+
+    The manifest is changed in place; running servers go by it when they are started again.
+    """
+    bundle = _find(repository, name)
+    try:
+        from export.cli import quantize
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"'saccade models quantize' needs the package {error.name!r}; "
+            "install it with: pip install 'saccade[export]'"
+        ) from None
+    quantize(bundle, images)
+
+
 @app.command("tune")
 def tune_machine(
     repository: Annotated[

@@ -14,9 +14,11 @@ from service.bundle import Bundle, Graph, Manifest, Parity, Tensor
 from service.errors import BadBundle, BadSettings, StartError
 from service.geometry import Geometry, Resize, Size
 from service.worker.runtimes import choose, openvino
+from service.worker.runtimes import onnx as onnx_runtime
 from service.worker.runtimes.base import Arrays, Runtime, example_inputs
 from service.worker.runtimes.choose import (
     FASTEST_FIRST,
+    ON_REQUEST,
     Choice,
     candidates,
     check_graph,
@@ -216,7 +218,7 @@ def test_openvino_refuses_bf16_where_the_cpu_lacks_it(
 def test_openvino_refuses_a_precision_that_the_library_did_not_take(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino, "_precision", lambda compiled: "bf16")
+    monkeypatch.setattr(openvino, "_precision", lambda compiled, asked: "bf16")
     with pytest.raises(BadSettings, match=r"was asked for fp32 and compiled .* for bf16"):
         open_graph(path, OPENVINO)
 
@@ -242,6 +244,39 @@ def test_the_fastest_that_is_proven_comes_first(
     assert candidates(bundle_of(tmp_path, (ONNXRUNTIME,))) == [ONNXRUNTIME]
 
 
+def test_int8_serves_only_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "supports", lambda choice: None)
+    both = bundle_of(tmp_path, (*ON_REQUEST, ONNXRUNTIME), graph_of(), graph_of(precision="int8"))
+    assert candidates(both) == [ONNXRUNTIME]
+    assert candidates(both, precision="int8") == list(ON_REQUEST)
+    assert candidates(both, precision="int8", runtime="onnxruntime") == [ON_REQUEST[1]]
+    assert candidates(both, runtime="onnxruntime") == [ONNXRUNTIME]
+    with pytest.raises(BadSettings, match=r"precision int8: .* with: saccade models quantize"):
+        candidates(bundle_of(tmp_path, FASTEST_FIRST), precision="int8")
+
+
+def test_int8_never_runs_the_fp32_graph_in_its_name(path: Path) -> None:
+    bundle = bundle_of(path.parent, ON_REQUEST)
+    with pytest.raises(BadBundle, match="has no serve graph for 2x2"):
+        open_runtime(bundle, "serve", CANVAS, ON_REQUEST[1])
+
+
+@pytest.mark.skipif(supports(Choice("openvino", "int8")) is not None, reason="no int8 here")
+def test_openvino_refuses_to_call_a_graph_without_int8_layers_so(path: Path) -> None:
+    with pytest.raises(BadSettings, match=r"was asked for int8 and compiled .* for (bf16|fp32)"):
+        open_graph(path, Choice("openvino", "int8"))
+
+
+def test_int8_is_refused_where_sums_would_saturate(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_runtime, "sums_int8_exactly", lambda: False)
+    with pytest.raises(BadSettings, match="compute in int8 on cpu here; it offers fp32"):
+        open_graph(path, Choice("onnxruntime", "int8"))
+
+
 def test_bf16_is_passed_over_aloud_where_the_machine_lacks_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -258,7 +293,7 @@ def test_bf16_is_passed_over_aloud_where_the_machine_lacks_it(
     ("wishes", "named"),
     [
         ({"device": "cuda:0"}, "nothing runs with device cuda:0"),
-        ({"precision": "int8"}, "nothing runs with precision int8"),
+        ({"precision": "fp8"}, "nothing runs with precision fp8"),
         ({"runtime": "tensorrt"}, "nothing runs with runtime tensorrt"),
         (
             {"runtime": "onnxruntime", "precision": "bf16"},

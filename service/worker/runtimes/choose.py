@@ -40,6 +40,9 @@ FASTEST_FIRST = (
 OpenVINO's fp32 a few hundredths faster than ONNX Runtime's.
 """
 
+ON_REQUEST = (Choice("openvino", "int8"), Choice("onnxruntime", "int8"))
+"""What serves only where its precision is asked for by name, the fastest first."""
+
 _VECTOR_TASKS = {"embed", "attention"}
 _CLASSES = {"onnxruntime": ("onnx", "OnnxRuntime"), "openvino": ("openvino", "OpenVino")}
 
@@ -52,7 +55,7 @@ def candidates(
     A choice qualifies if it meets every wish that is not "auto", its library is installed, the
     machine can do it, and the bundle's exporter measured it and let it pass. Without a wish for a
     precision, fp32 comes first where vectors are all that the model answers with: no margin
-    between classes swallows the rounding of bf16 there.
+    between classes swallows the rounding of bf16 there. int8 is never chosen without the wish.
 
     Raises:
         BadSettings: wishes that nothing here can meet.
@@ -62,12 +65,12 @@ def candidates(
     wishes = {name: wish for name, wish in wishes.items() if wish != "auto"}
     wanted = [
         choice
-        for choice in FASTEST_FIRST
+        for choice in FASTEST_FIRST + (ON_REQUEST if precision != "auto" else ())
         if all(getattr(choice, name) == wish for name, wish in wishes.items())
     ]
     named = ", ".join(f"{name} {wish}" for name, wish in wishes.items())
     if not wanted:
-        offered = "; ".join(str(choice) for choice in FASTEST_FIRST)
+        offered = "; ".join(str(choice) for choice in FASTEST_FIRST + ON_REQUEST)
         raise BadSettings(f"nothing runs with {named}; choose among: {offered}")
     obstacles = {choice: _obstacle(bundle, choice) for choice in wanted}
     found = [choice for choice, obstacle in obstacles.items() if obstacle is None]
@@ -174,7 +177,10 @@ def _obstacle(bundle: Bundle, choice: Choice) -> str | None:
     if unsupported:
         return unsupported
     if not bundle.manifest.proven(choice.runtime, choice.precision):
-        return "its manifest has no proof of accuracy on every canvas; export it again"
+        cure = "export it again"
+        if choice.precision == "int8":
+            cure = "make and prove int8 graphs with: saccade models quantize"
+        return f"its manifest has no proof of accuracy on every canvas; {cure}"
     return None
 
 

@@ -11,6 +11,7 @@ from service.cores import physical_cores
 from service.errors import BadBundle, BadSettings
 from service.worker.runtimes.base import Arrays, Signature
 from service.worker.runtimes.cache import Slot
+from service.worker.runtimes.instructions import sums_int8_exactly
 
 _DTYPES = {
     "tensor(uint8)": "uint8",
@@ -25,7 +26,9 @@ _log = logging.getLogger(__name__)
 
 def supported_precisions(device: str) -> tuple[str, ...]:
     """Arithmetic that this library does on ``device``, on this machine."""
-    return ("fp32",) if device == "cpu" else ()
+    if device != "cpu":
+        return ()
+    return ("fp32", "int8") if sums_int8_exactly() else ("fp32",)
 
 
 class OnnxRuntime:
@@ -51,9 +54,11 @@ class OnnxRuntime:
         streams: int = 1,
         slot: Slot | None = None,
     ) -> None:
-        if precision not in supported_precisions(device):
+        offered = supported_precisions(device)
+        if precision not in offered:
             raise BadSettings(
-                f"onnxruntime does not compute in {precision} on {device}; it offers fp32 on cpu"
+                f"onnxruntime does not compute in {precision} on {device} here; "
+                f"it offers {', '.join(offered) or 'nothing'}"
             )
         self.precision = precision
         self.device = device

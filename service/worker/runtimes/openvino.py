@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in fp32 and, where the CPU has it, bf16."""
+"""OpenVINO on the CPU: in fp32, in bf16 where the CPU has it, and with layers in int8."""
 
 import functools
 import logging
@@ -10,6 +10,7 @@ from typing import Any
 from service.errors import BadBundle, BadSettings
 from service.worker.runtimes.base import Arrays, Signature
 from service.worker.runtimes.cache import Slot
+from service.worker.runtimes.instructions import sums_int8_exactly
 
 # The converter of other frameworks' graphs reports to its makers over the network as soon as it is
 # imported, and takes most of the time; without it the library imports all the same.
@@ -18,7 +19,8 @@ sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
 import openvino as ov  # noqa: E402
 from openvino import properties  # noqa: E402
 
-_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
+_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
+_LAYERS = {"FullyConnected", "MatMul", "Convolution"}
 _TYPES = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
 
 _log = logging.getLogger(__name__)
@@ -30,7 +32,8 @@ def supported_precisions(device: str) -> tuple[str, ...]:
     if device != "cpu":
         return ()
     found = ov.Core().get_property("CPU", properties.device.capabilities)
-    return tuple(name for name, capability in _CAPABILITIES.items() if capability in found)
+    names = tuple(name for name, capability in _CAPABILITIES.items() if capability in found)
+    return names if sums_int8_exactly() else tuple(name for name in names if name != "int8")
 
 
 class OpenVino:
@@ -63,7 +66,7 @@ class OpenVino:
             )
         self.device = device
         config = {
-            properties.hint.inference_precision: _TYPES[precision],
+            properties.hint.inference_precision: _TYPES[_besides(precision, offered)],
             properties.hint.performance_mode: properties.hint.PerformanceMode.LATENCY,
             properties.num_streams: streams,
             # A pinned thread waits for its core while another is idle; other processes decode here.
@@ -75,7 +78,7 @@ class OpenVino:
             compiled = _compile(path, config, slot)
         except RuntimeError as error:
             raise BadBundle(f"openvino {ov.__version__} cannot load {path}: {error}") from error
-        self.precision = _precision(compiled)
+        self.precision = _precision(compiled, precision)
         if self.precision != precision:
             raise BadSettings(
                 f"openvino was asked for {precision} and compiled {path} for {self.precision}"
@@ -128,9 +131,28 @@ def _compile(path: Path, config: dict[Any, Any], slot: Slot | None) -> ov.Compil
     return compiled
 
 
-def _precision(compiled: ov.CompiledModel) -> str:
+def _besides(precision: str, offered: tuple[str, ...]) -> str:
+    """The arithmetic of what a graph does not say itself: of int8, all that is no layer."""
+    if precision != "int8":
+        return precision
+    return "bf16" if "bf16" in offered else "fp32"
+
+
+def _precision(compiled: ov.CompiledModel, asked: str) -> str:
+    """What runs. Of int8 the library only says what runs besides; so the layers are looked at."""
+    if asked == "int8" and _has_int8_layers(compiled):
+        return "int8"
     found = compiled.get_property(properties.hint.inference_precision)
     return {kind: name for name, kind in _TYPES.items()}.get(found, str(found))
+
+
+def _has_int8_layers(compiled: ov.CompiledModel) -> bool:
+    facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    return any(
+        fact["layerType"].value in _LAYERS and fact["runtimePrecision"].value in ("i8", "u8")
+        for fact in facts
+        if "layerType" in fact
+    )
 
 
 def _signatures(ports: list[ov.ConstOutput]) -> dict[str, Signature]:
