@@ -22,6 +22,10 @@ from service.worker.runtimes.choose import Choice
 FILE = "tuning.json"
 UNTUNED_BATCH = 8
 """Beyond 8 pictures throughput grows by a few percent at most, the wait of the first in doubles."""
+LIGHT_MACS = 200_000_000
+"""A model below this answers a lone picture on one core in a few milliseconds, and threads that
+share such a picture spend as much time on waiting for each other."""
+MOST_LIGHT_STREAMS = 8
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 
 
@@ -43,6 +47,7 @@ class Point(Strict):
     batch: int = Field(ge=1)
     seconds: float = Field(gt=0, description="median of one batch")
     images_per_s: float = Field(gt=0)
+    cpu_s: float = Field(ge=0, description="processor seconds of one picture, over all threads")
 
 
 class Layout(Strict):
@@ -161,26 +166,33 @@ def plan_for(
     """
     if threads:
         return Plan(threads=threads, untuned="--threads is set")
+
+    def untuned(reason: str) -> Plan:
+        if bundle.manifest.macs >= LIGHT_MACS:
+            return Plan(untuned=reason)
+        streams = min(machine.cores, MOST_LIGHT_STREAMS)
+        return Plan(streams, threads=streams, untuned=reason)
+
     if tuning is None:
-        return Plan(untuned="this machine was not measured; saccade tune does it")
+        return untuned("this machine was not measured; saccade tune does it")
     profile = tuning.of(machine)
     if profile is None:
         others = "; ".join(str(other.machine) for other in tuning.profiles) or "none"
-        return Plan(untuned=f"tuned for another machine ({others}); this one is {machine}")
+        return untuned(f"tuned for another machine ({others}); this one is {machine}")
     entries = [entry for entry in profile.entries if entry.model == bundle.manifest.name]
     if not entries:
-        return Plan(untuned="the tuning does not hold this model")
+        return untuned("the tuning does not hold this model")
     matching = [
         e for e in entries if (e.runtime, e.precision) == (choice.runtime, choice.precision)
     ]
     if not matching:
         tuned = sorted({f"{entry.runtime} {entry.precision}" for entry in entries})
-        return Plan(untuned=f"tuned for {', '.join(tuned)}")
+        return untuned(f"tuned for {', '.join(tuned)}")
     found = {str(entry.canvas): entry for entry in matching}
     for canvas in bundle.manifest.canvases:
         entry = found.get(str(canvas))
         if entry is None or entry.sha256 != graph_digest(bundle, canvas, choice):
-            return Plan(untuned="the model changed since it was tuned")
+            return untuned("the model changed since it was tuned")
     served = [found[str(canvas)] for canvas in bundle.manifest.canvases]
     batches = {str(entry.canvas): entry.batch for entry in served}
     return Plan(served[0].streams, served[0].threads, batches)

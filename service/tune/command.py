@@ -10,10 +10,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column, Table
 
 from service.bundle import Bundle, load_repository
+from service.cores import usable_cores
 from service.errors import BadBundle
 from service.geometry import Size
 from service.tune.measure import Contender, Inputs, layouts_of_this_machine, measure
-from service.tune.pick import pick_batch, pick_layout
+from service.tune.pick import pick_batch, pick_layout, served_per_s
 from service.tuning import (
     FILE,
     Entry,
@@ -62,7 +63,7 @@ def tune(
 
             entries += tune_model(bundle, choice, seconds, advance)
     console = Console(soft_wrap=True)
-    console.print(tabulate(entries))
+    console.print(tabulate(entries, machine.cores))
     write_profile(path, machine, datetime.now(UTC).isoformat(timespec="seconds"), entries)
     served = "" if out is None else f"; serve with --tuning {path}"
     console.print(f"Written to {path}{served}", markup=False, highlight=False)
@@ -91,22 +92,23 @@ def tune_model(
         finally:
             for contender in contenders:
                 contender.close()
-    chosen = pick_layout(grids)
+    cores = usable_cores()
+    chosen = pick_layout(grids, cores)
     return [
-        _entry(bundle, choice, canvas, grid, grid[chosen])
+        _entry(bundle, choice, canvas, grid, grid[chosen], cores)
         for canvas, grid in zip(bundle.manifest.canvases, grids, strict=True)
     ]
 
 
-def tabulate(entries: list[Entry]) -> Table:
+def tabulate(entries: list[Entry], cores: int) -> Table:
     """What was picked, and the best of every layout that was tried."""
-    numbers = ("streams", "threads", "batch", "images/s", "one, ms")
+    numbers = ("streams", "threads", "batch", "images/s", "CPU ms", "served/s", "one, ms")
     columns = (Column(name, justify="right", no_wrap=True) for name in numbers)
     table = Table(Column("model", overflow="fold"), *columns)
     for entry in entries:
         title = f"{entry.model} {entry.canvas}, {entry.runtime} {entry.precision}"
         for index, layout in enumerate(entry.grid):
-            point = pick_batch(layout)
+            point = pick_batch(layout, cores)
             picked = (layout.streams, layout.threads) == (entry.streams, entry.threads)
             table.add_row(
                 "" if index else title,
@@ -114,6 +116,8 @@ def tabulate(entries: list[Entry]) -> Table:
                 str(layout.threads),
                 str(point.batch),
                 f"{point.images_per_s:.1f}",
+                f"{point.cpu_s * 1000:.2f}",
+                f"{served_per_s(point, cores):.1f}",
                 f"{layout.latency_s * 1000:.2f}",
                 style="bold" if picked else "dim",
             )
@@ -122,9 +126,9 @@ def tabulate(entries: list[Entry]) -> Table:
 
 
 def _entry(
-    bundle: Bundle, choice: Choice, canvas: Size, grid: list[Layout], layout: Layout
+    bundle: Bundle, choice: Choice, canvas: Size, grid: list[Layout], layout: Layout, cores: int
 ) -> Entry:
-    point = pick_batch(layout)
+    point = pick_batch(layout, cores)
     return Entry(
         model=bundle.manifest.name,
         version=bundle.manifest.version,

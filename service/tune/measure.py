@@ -27,12 +27,12 @@ MEMORY_SHARE = 3
 
 
 def layouts_of_this_machine() -> list[tuple[int, int]]:
-    """Streams and threads to try, the simplest first: the cores shared by 1, 2, 4, 8 streams or
-    one each, and where cores have hyper-threads, one stream without those.
+    """Streams and threads to try, the simplest first: one stream of one thread, the cores shared by
+    1, 2, 4, 8 streams or one each, and where cores have hyper-threads, one stream without those.
     """
     cores, physical = usable_cores(), physical_cores()
     streams = {count for count in (1, 2, 4, 8, physical, cores) if count <= cores}
-    return sorted({(1, physical), *((count, cores) for count in streams)})
+    return sorted({(1, 1), (1, physical), *((count, cores) for count in streams)})
 
 
 class Inputs:
@@ -57,8 +57,8 @@ class Inputs:
 
 @dataclass
 class Contender:
-    """One layout of one canvas, compiled; by batch, the seconds of all its runs and the images per
-    second of every slice.
+    """One layout of one canvas, compiled; by batch, the seconds of all its runs, and of every slice
+    the images per second and the processor seconds per image.
     """
 
     runtime: Runtime
@@ -66,6 +66,7 @@ class Contender:
     alone_s: list[float] = field(default_factory=list)
     busy_s: dict[int, list[float]] = field(default_factory=dict)
     paces: dict[int, list[float]] = field(default_factory=dict)
+    cpu_s: dict[int, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.runtime.streams)
@@ -87,7 +88,11 @@ class Contender:
 
     def run_busy(self, batch: int, duration_s: float) -> None:
         """Batch after batch in every stream."""
+        cpu_s = time.process_time()
         taken = self._in_every_stream(batch, duration_s)
+        cpu_s = time.process_time() - cpu_s
+        images = batch * sum(len(stream) for stream in taken)
+        self.cpu_s.setdefault(batch, []).append(cpu_s / images)
         self.busy_s.setdefault(batch, []).extend(second for stream in taken for second in stream)
         pace = sum(batch * len(stream) / sum(stream) for stream in taken)
         self.paces.setdefault(batch, []).append(pace)
@@ -102,6 +107,7 @@ class Contender:
             batch=batch,
             seconds=median(self.busy_s[batch]),
             images_per_s=median(self.paces[batch]),
+            cpu_s=median(self.cpu_s[batch]),
         )
 
     def layout(self) -> Layout:

@@ -18,28 +18,30 @@ from service.geometry import Size
 from service.settings import DEMO_REPOSITORY
 from service.tune import command, measure
 from service.tune.measure import Contender, Inputs, available_bytes, layouts_of_this_machine
-from service.tune.pick import pick_batch, pick_layout
+from service.tune.pick import pick_batch, pick_layout, served_per_s
 from service.tuning import Layout, Point, read_tuning, this_machine
 from service.worker.runtimes.base import Arrays, Signature
 from service.worker.runtimes.choose import Choice
 from tests.conftest import SACCADE, Server
 
 CANVAS = Size(height=2, width=2)
+MANY_CORES = 1_000_000
+"""So many that nothing but the streams limits a server."""
 
 
-def layout(streams: int, latency_ms: float, *paces: float) -> Layout:
+def layout(streams: int, latency_ms: float, *paces: float, cpu_ms: float = 0) -> Layout:
     """With these images per second at batch 1, 2, 4 ..."""
     points = [
-        Point(batch=2**power, seconds=2**power / pace, images_per_s=pace)
+        Point(batch=2**power, seconds=2**power / pace, images_per_s=pace, cpu_s=cpu_ms / 1000)
         for power, pace in enumerate(paces)
     ]
     return Layout(streams=streams, threads=4, latency_s=latency_ms / 1000, points=points)
 
 
 def test_the_smallest_batch_close_to_the_best_is_picked() -> None:
-    assert pick_batch(layout(1, 1, 50, 80, 98, 100, 99)).batch == 4
-    assert pick_batch(layout(1, 1, 50, 80, 96, 100)).batch == 8
-    assert pick_batch(layout(1, 1, 100, 90)).batch == 1
+    assert pick_batch(layout(1, 1, 50, 80, 98, 100, 99), MANY_CORES).batch == 4
+    assert pick_batch(layout(1, 1, 50, 80, 96, 100), MANY_CORES).batch == 8
+    assert pick_batch(layout(1, 1, 100, 90), MANY_CORES).batch == 1
 
 
 @pytest.mark.parametrize(
@@ -47,8 +49,8 @@ def test_the_smallest_batch_close_to_the_best_is_picked() -> None:
     [
         ([layout(1, 5, 100), layout(2, 5, 120)], 1),
         ([layout(1, 5, 100), layout(2, 5, 102)], 0),  # more streams, hardly faster
-        ([layout(1, 5, 100), layout(2, 5.9, 120)], 1),  # slower alone by less than a millisecond
-        ([layout(1, 5, 100), layout(2, 6.5, 120)], 0),
+        ([layout(1, 5, 100), layout(2, 5.4, 120)], 1),  # slower alone by less than half a ms
+        ([layout(1, 4, 100), layout(2, 4.6, 120)], 0),
         ([layout(1, 50, 100), layout(2, 54, 120)], 1),  # slower alone by less than a tenth
         ([layout(1, 50, 100), layout(2, 56, 120)], 0),
         ([layout(1, 8, 100), layout(2, 5, 90)], 1),  # the first is too slow alone
@@ -60,15 +62,29 @@ def test_the_smallest_batch_close_to_the_best_is_picked() -> None:
 def test_throughput_decides_unless_a_lone_picture_pays_or_it_is_noise(
     layouts: list[Layout], picked: int
 ) -> None:
-    assert pick_layout([layouts]) == picked
+    assert pick_layout([layouts], MANY_CORES) == picked
+
+
+def test_where_the_cores_are_short_what_takes_less_of_them_serves_more() -> None:
+    """The rest takes 3 ms a picture: two cores have time for 2 / (3 + 1) ms of the sober ones."""
+    spins = layout(1, 0.2, 4000, cpu_ms=2)
+    sober = layout(1, 0.2, 3000, cpu_ms=1)
+    assert round(served_per_s(sober.points[0], 2)) == 500
+    assert pick_layout([[sober, spins]], 2) == 0
+    assert pick_layout([[sober, spins]], MANY_CORES) == 1
+    too_slow = layout(1, 0.2, 50, cpu_ms=1)
+    assert pick_layout([[too_slow, spins]], 2) == 1
 
 
 def test_one_layout_serves_every_canvas_of_a_model() -> None:
     small = [layout(1, 2, 100), layout(2, 2, 150)]
-    assert pick_layout([small, [layout(1, 50, 10), layout(2, 52, 10)]]) == 1
-    assert pick_layout([small, [layout(1, 50, 10), layout(2, 90, 10)]]) == 0, "a lone one pays"
+    assert pick_layout([small, [layout(1, 50, 10), layout(2, 52, 10)]], MANY_CORES) == 1
+    pays = [layout(1, 50, 10), layout(2, 90, 10)]
+    assert pick_layout([small, pays], MANY_CORES) == 0, "a lone one pays"
     contrary = [[layout(1, 9, 10), layout(2, 2, 10)], [layout(1, 2, 10), layout(2, 20, 10)]]
-    assert pick_layout(contrary) == 0, "none is prompt everywhere: the least slow in all"
+    assert pick_layout(contrary, MANY_CORES) == 0, (
+        "none is prompt everywhere: the least slow in all"
+    )
 
 
 class FakeRuntime:
@@ -94,7 +110,7 @@ class FakeRuntime:
 
 
 def contender(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> Contender:
-    clock = SimpleNamespace(perf_counter=lambda: runtime.now_s)
+    clock = SimpleNamespace(perf_counter=lambda: runtime.now_s, process_time=lambda: runtime.now_s)
     monkeypatch.setattr(measure, "time", clock)
     monkeypatch.setattr(measure, "available_bytes", lambda: 2.0**40)
     manifest = load_repository(DEMO_REPOSITORY)[0].manifest
@@ -167,8 +183,8 @@ def test_layouts_share_the_cores_among_one_to_all(monkeypatch: pytest.MonkeyPatc
         return layouts_of_this_machine()
 
     assert offered(1, 1) == [(1, 1)]
-    assert offered(2, 2) == [(1, 2), (2, 2)]
-    assert offered(6, 3) == [(1, 3), (1, 6), (2, 6), (3, 6), (4, 6), (6, 6)]
+    assert offered(2, 2) == [(1, 1), (1, 2), (2, 2)]
+    assert offered(6, 3) == [(1, 1), (1, 3), (1, 6), (2, 6), (3, 6), (4, 6), (6, 6)]
 
 
 def test_inputs_are_whole_pictures_with_the_thresholds_of_the_manifest() -> None:
@@ -237,15 +253,17 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(repository: Path
 def test_the_table_shows_every_layout_and_what_was_picked(repository: Path) -> None:
     bundle = load_repository(repository)[0]
     choice = Choice("openvino", "bf16")
-    grid = [layout(1, 2, 100), layout(2, 2.5, 150)]
-    entry = command._entry(bundle, choice, Size(height=128, width=128), grid, grid[1])
-    table = command.tabulate([entry])
+    grid = [layout(1, 2, 100, cpu_ms=1), layout(2, 2.5, 150, cpu_ms=2)]
+    entry = command._entry(bundle, choice, Size(height=128, width=128), grid, grid[1], 2)
+    table = command.tabulate([entry], 2)
     cells = [list(column.cells) for column in table.columns]
     assert cells == [
         ["vit-scenes 128x128, openvino bf16", ""],
         ["1", "2"],
         ["4", "4"],
         ["1", "1"],
+        ["100.0", "150.0"],
+        ["1.00", "2.00"],
         ["100.0", "150.0"],
         ["2.00", "2.50"],
     ]

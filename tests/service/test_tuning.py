@@ -10,6 +10,7 @@ from service.bundle import Bundle, load_bundle
 from service.errors import BadSettings, StartError
 from service.settings import Settings
 from service.tuning import (
+    LIGHT_MACS,
     Entry,
     Machine,
     Plan,
@@ -32,7 +33,7 @@ WHEN = "2030-01-01T00:00:00+00:00"
 
 
 def entry(bundle: Bundle | None = None, **changes: Any) -> Entry:
-    point = {"batch": 16, "seconds": 0.1, "images_per_s": 160}
+    point = {"batch": 16, "seconds": 0.1, "images_per_s": 160, "cpu_s": 0.01}
     layout = {"streams": 2, "threads": 2, "latency_s": 0.01, "points": [point]}
     canvas = {"height": 8, "width": 8}
     fields = {
@@ -62,7 +63,7 @@ def tuned(machine: Machine, *entries: Entry) -> Tuning:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    return load_bundle(write_bundle(tmp_path, manifest_of()))
+    return load_bundle(write_bundle(tmp_path, manifest_of() | {"macs": LIGHT_MACS}))
 
 
 def test_what_was_written_is_read_again(tmp_path: Path) -> None:
@@ -123,6 +124,14 @@ def test_figures_of_another_machine_are_not_used(bundle: Bundle) -> None:
 def test_without_tuning_the_plan_names_the_command_that_makes_one(bundle: Bundle) -> None:
     plan = plan_for(bundle, FP32, None, HERE)
     assert plan == Plan(untuned="this machine was not measured; saccade tune does it")
+
+
+def test_an_untuned_model_that_is_light_has_a_stream_for_every_core(tmp_path: Path) -> None:
+    light = load_bundle(write_bundle(tmp_path, manifest_of() | {"macs": LIGHT_MACS - 1}))
+    reason = "this machine was not measured; saccade tune does it"
+    assert plan_for(light, FP32, None, HERE) == Plan(2, 2, untuned=reason)
+    assert plan_for(light, FP32, None, THERE) == Plan(8, 8, untuned=reason)
+    assert plan_for(light, FP32, None, HERE, threads=7).streams == 1
 
 
 def test_threads_that_the_operator_demands_win(bundle: Bundle) -> None:
