@@ -16,9 +16,9 @@ METHOD = (
     "static: activations uint8 by smallest and largest value, weights int8 per output channel; "
     "first and last layers, sampling coordinates and everything that is no layer in fp32"
 )
-"""As measured on the demo classifiers: percentiles instead of the extremes are no better, and
-rounding what leaves a layer too doubles the error. Without the first and the last layer the error
-is an eighth larger, for a hundredth of the time.
+"""As measured on the demo classifiers, by the rms error of the logits: percentiles (99.99) instead
+of the extremes give 1.16 times the error, symmetric activations 1.29 times, rounding also what
+leaves a layer 1.35 to 1.46 times, and 8 bits in the first and the last layer too 1.14 to 1.17 times.
 """
 
 _LAYERS = {"MatMul": 1, "Gemm": 1, "Conv": 1}  # by type, which input holds the weights

@@ -16,8 +16,9 @@ from export.to_int8 import robust_layers
 from service.bundle import MANIFEST, Bundle, load_bundle
 from service.cli import app
 from service.errors import BadBundle, BadSettings, StartError
-from service.settings import DEMO_REPOSITORY, Settings
+from service.settings import DEMO_REPOSITORY, load_settings
 from service.worker.models import Models
+from service.worker.runtimes import choose
 from service.worker.runtimes.choose import ON_REQUEST, Choice, candidates, supports
 from service.worker.scheduler import Group
 
@@ -101,9 +102,8 @@ def test_int8_serves_where_it_is_asked_for_and_nowhere_else(quantized: Bundle) -
     assert all(choice.precision != "int8" for choice in candidates(quantized))
     assert candidates(quantized, precision="int8") == HERE
     for choice in HERE:
-        models = Models(
-            Settings(repository=repository, precision="int8", runtime=choice.runtime, max_batch=2)
-        )
+        wishes = {"repository": repository, "precision": "int8", "runtime": choice.runtime}
+        models = Models(load_settings(wishes))
         models.load(lambda phase: None)
         assert models.describe()["vit-scenes"]["precision"] == "int8"
         canvas = quantized.manifest.canvases[0]
@@ -138,7 +138,7 @@ def test_what_does_not_pass_is_refused_with_its_figures_and_changes_nothing(
 def test_a_graph_that_one_runtime_cannot_compile_may_serve_in_the_other(
     tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = quantize.open_graph
+    whole = choose.open_graph
 
     def broken(path: Path, choice: Choice) -> object:
         if choice == ON_REQUEST[0]:
