@@ -48,8 +48,8 @@ def serve(**flags: str | None) -> None:
     settings = load_settings(flags)
     configure_logging("supervisor", settings.log_level)
     supervisor = Supervisor(settings)
-    listener = supervisor.bind()
-    host, port = listener.getsockname()[:2]
+    listeners = supervisor.bind()
+    host, port = listeners[0].getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
 
     def announce(names: list[str]) -> None:
@@ -64,7 +64,7 @@ def serve(**flags: str | None) -> None:
             console.print(f"Serving {listed} from {settings.repository}", markup=False)
         sys.stdout.flush()
 
-    sys.exit(asyncio.run(supervisor.run(listener, announce)))
+    sys.exit(asyncio.run(supervisor.run(listeners, announce)))
 
 
 def _flags() -> list[inspect.Parameter]:

@@ -2,6 +2,7 @@
 ``SACCADE_*`` each.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from service.cores import usable_cores
 from service.errors import BadSettings
 
 PREFIX = "SACCADE_"
@@ -50,9 +52,14 @@ class Settings(BaseSettings):
         min_length=1,
         description="Folder of compiled models; auto: saccade/ in the user's cache; off: none",
     )
-    api_processes: int = Field(default=1, ge=1, le=64, description="HTTP processes")
+    api_processes: int = Field(
+        default=0, ge=0, le=64, description="HTTP processes; 0: one for every four cores"
+    )
     decode_threads: int = Field(
-        default=0, ge=0, le=512, description="Decoding threads per HTTP process; 0: one a core"
+        default=0,
+        ge=0,
+        le=512,
+        description="Decoding threads per HTTP process; 0: one a core, shared among the processes",
     )
     max_batch: int = Field(
         default=32, ge=1, le=1024, description="Upper limit of a batch; the best is tuned, or 8"
@@ -108,6 +115,16 @@ class Settings(BaseSettings):
         except RuntimeError:
             return None
         return home / "saccade"
+
+    def http_processes(self) -> int:
+        """How many HTTP processes to run: what one does on its event loop for a picture is a
+        quarter of what decoding it takes in its threads.
+        """
+        return self.api_processes or max(1, usable_cores() // 4)
+
+    def decoders(self) -> int:
+        """How many decoding threads each of them has."""
+        return self.decode_threads or math.ceil(usable_cores() / self.http_processes())
 
     def to_environment(self) -> dict[str, str]:
         """The variables from which a child process reads the same settings again."""

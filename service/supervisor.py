@@ -26,6 +26,7 @@ from service.settings import Settings
 STEADY_S = 30.0  # a process that lived this long is restarted without delay
 LONGEST_DELAY_S = 8.0
 KILL_AFTER_S = 5.0
+BACKLOG = 2048
 
 # Of NumPy's products, unless the environment says otherwise: the decoding threads that make them
 # take every core already, and more threads only wait for each other.
@@ -65,16 +66,30 @@ class Supervisor:
         self._verified = False
         self._exit_code = 0
 
-    def bind(self) -> socket.socket:
-        """The listening socket that all API processes share.
+    def bind(self) -> list[socket.socket]:
+        """A listening socket for each API process, all on one port.
+
+        The kernel spreads connections over them; from a socket that several processes share, the
+        first to wake takes all that wait. They are ours, so that connections to a process that died
+        wait for its successor.
 
         Raises:
             StartError: the address cannot be had.
         """
         host, port = self._settings.host, self._settings.port
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        count = self._settings.http_processes()
         try:
-            return socket.create_server((host, port), family=family, backlog=2048)
+            # Not yet shared: another server on this port must be an error.
+            only = socket.create_server((host, port), family=family, backlog=BACKLOG)
+            if count == 1:
+                return [only]
+            address = host, only.getsockname()[1]
+            only.close()
+            return [
+                socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=True)
+                for _ in range(count)
+            ]
         except OSError as error:
             raise StartError(
                 f"cannot listen on {host} port {port}: {error.strerror}. "
@@ -82,7 +97,9 @@ class Supervisor:
             ) from None
 
     async def run(
-        self, listener: socket.socket, announce: Callable[[list[str]], None] = lambda names: None
+        self,
+        listeners: list[socket.socket],
+        announce: Callable[[list[str]], None] = lambda names: None,
     ) -> int:
         """Keep the processes alive until SIGTERM or SIGINT; the exit code of the whole server.
 
@@ -96,7 +113,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._stopping.set)
         folder = Path(tempfile.mkdtemp(prefix="saccade-"))  # mode 0700
         try:
-            worker, apis = self._roles(folder, listener)
+            worker, apis = self._roles(folder, listeners)
             keepers = [asyncio.create_task(self._keep(role, folder)) for role in (worker, *apis)]
             stop = asyncio.create_task(self._stopping.wait())
             # A keeper ends before the stop only by a bug, which the last gather then raises.
@@ -113,7 +130,8 @@ class Supervisor:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 _log.info("stopping")
             self._stopping.set()
-            listener.close()  # or the kernel would go on accepting what nobody will answer
+            for listener in listeners:
+                listener.close()  # or the kernel would go on accepting what nobody will answer
             await asyncio.gather(*(self._stop(role, self._settings.grace_s) for role in apis))
             await self._stop(worker, 0.0)
             await asyncio.gather(*keepers)
@@ -146,18 +164,18 @@ class Supervisor:
         threading.Thread(target=verify, name="verify", daemon=True).start()
         return verified
 
-    def _roles(self, folder: Path, listener: socket.socket) -> tuple[_Role, list[_Role]]:
+    def _roles(self, folder: Path, listeners: list[socket.socket]) -> tuple[_Role, list[_Role]]:
         endpoint, metrics = f"ipc://{folder}/worker.sock", str(folder / "metrics")
         (folder / "metrics").mkdir()
         worker = _Role("worker", ["service.worker.process", endpoint, metrics, "{incarnation}"])
-        descriptor = listener.fileno()
+        descriptors = [listener.fileno() for listener in listeners]
         apis = [
             _Role(
                 f"api {index}",
                 ["service.api.process", str(index), str(descriptor), endpoint, metrics],
                 (descriptor,),
             )
-            for index in range(self._settings.api_processes)
+            for index, descriptor in enumerate(descriptors)
         ]
         return worker, apis
 

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 from service.bundle import Bundle, GraphKind, Manifest, Task
-from service.cores import usable_cores
 from service.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel, UnsupportedTask
 from service.images import ImageLimits
 from service.metrics import Metrics
@@ -33,7 +32,7 @@ class Serving:
         self.link = link
         self.metrics = metrics
         self.limits = ImageLimits(max_pixels=settings.max_pixels)
-        self._threads = ThreadPoolExecutor(settings.decode_threads or usable_cores(), "decode")
+        self._threads = ThreadPoolExecutor(settings.decoders(), "decode")
         self._in_flight = 0
 
     def close(self) -> None:

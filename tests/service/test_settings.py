@@ -138,3 +138,21 @@ def test_every_field_is_described_and_every_default_is_within_its_own_bounds() -
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         setattr(load_settings(), "port", 1)  # noqa: B010
+
+
+def test_http_processes_and_their_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shared(cores: int, **flags: int) -> tuple[int, int]:
+        monkeypatch.setattr("service.settings.usable_cores", lambda: cores)
+        settings = Settings(**flags)
+        return settings.http_processes(), settings.decoders()
+
+    assert [shared(cores) for cores in (1, 2, 4, 8, 64)] == [
+        (1, 1),
+        (1, 2),
+        (1, 4),
+        (2, 4),
+        (16, 4),
+    ]
+    assert shared(2, api_processes=4) == (4, 1)
+    assert shared(8, api_processes=3) == (3, 3)
+    assert shared(8, decode_threads=7) == (2, 7)
