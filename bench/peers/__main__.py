@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 
 from bench.peers import graphs, load, picture, report, servers
@@ -112,7 +113,7 @@ def measure(asked: argparse.Namespace) -> int:
             pair = Pair(plan, served, PEERS[name], environment(PEERS[name], asked.work))
             try:
                 measured = pair.measure(lambda text: print(text, flush=True))
-            except (servers.ServerError, load.LoadError) as error:
+            except (servers.ServerError, load.LoadError, OSError, HTTPException) as error:
                 print(f"left out: {error}", flush=True)
                 failures += 1
                 continue

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +18,9 @@ from bench.peers.servers import Server, ServerError, Watch, running
 
 WARM_CLIENTS = 8
 CAPACITY_CLIENTS = 64
+ANSWERS_EACH = 4
+"""Least answers of each client at a point, for which slow networks take more than the duration."""
+LONGEST_S = 60.0
 LIMIT_S = 300.0
 PORTS = range(8700, 8790, 3)
 """Each start takes the next, and a peer the two behind it too: a port of the server before may
@@ -88,17 +92,28 @@ class Pair:
             best = server.wait()
             body = plan.work / "run" / launch.name / "body"
             body.write_bytes(launch.body.data)
-            load.closed(launch, body, WARM_CLIENTS, plan.duration_s / 2)
+            pace = self._warm(server, body)
             found: Found = {"startup_s": server.startup_s, "top": best, "points": {}}
             for count in plan.concurrency:
-                drive = partial(load.closed, launch, body, count, plan.duration_s)
-                point = _watch(server, drive)
+                enough_s = min(ANSWERS_EACH * count / pace, LONGEST_S)
+                duration_s = max(plan.duration_s, enough_s)
+                point = _watch(server, partial(load.closed, launch, body, count, duration_s))
+                server.ask()  # behind what the clients left, which a server may go on with
                 if point["requests_per_s"] == 0:
                     raise ServerError(f"{launch.name} answers nothing well at {count}: {point}")
                 found["points"][str(count)] = point
             if plan.overload:
                 found["overload"] = self._overload(server, body, found["points"])
             return found
+
+    def _warm(self, server: Server, body: Path) -> float:
+        """Load that does not count; about how many requests a second to expect."""
+        started_s = time.perf_counter()
+        server.ask()
+        alone_s = time.perf_counter() - started_s
+        seen = load.closed(server.launch, body, WARM_CLIENTS, self._plan.duration_s / 2)
+        server.ask()
+        return max(seen.requests_per_s, 1 / alone_s)
 
     def _overload(self, server: Server, body: Path, points: Found) -> Found:
         """At a multiple of what the server has just been measured to do."""

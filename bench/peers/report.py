@@ -125,7 +125,7 @@ def _describe(report: Found) -> str:
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}. One picture of "
         f"{report['picture_bytes']} bytes; {report['rounds']} rounds of {report['duration_s']:g} s "
-        f"per point, medians; load by {loads}, on the same cores, in {network}."
+        f"or more per point, medians; load by {loads}, on the same cores, in {network}."
     )
 
 
