@@ -18,7 +18,7 @@ METHOD = (
 )
 """As measured on the demo classifiers, by the rms error of the logits: percentiles (99.99) instead
 of the extremes give 1.16 times the error, symmetric activations 1.29 times, rounding also what
-leaves a layer 1.35 to 1.46 times, and 8 bits in the first and the last layer too 1.14 to 1.17 times.
+leaves a layer 1.35 to 1.46 times, 8 bits in the first and the last layer too 1.14 to 1.17 times.
 """
 
 _LAYERS = {"MatMul": 1, "Gemm": 1, "Conv": 1}  # by type, which input holds the weights
