@@ -3,8 +3,8 @@
 What counts are the pictures per second that a whole server reaches on this machine, whose cores
 also decode and format (see ``served_per_s``), within two limits. A lone picture must not pay for
 it: at most half a millisecond or a tenth more than in the set-up that answers it fastest. And what
-is noise on a busy machine must not: more streams and threads, or a larger batch (in which pictures
-wait for each other), must bring more than GAIN.
+is noise on a busy machine must not: more streams and threads, or a larger batch that is not quick
+(pictures wait for each other in it), must bring more than GAIN.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from service.tuning import Layout, Point
 GAIN = 0.03
 SLOWER_S = 0.0005
 SLOWER = 1.1
+QUICK_S = 0.02
+"""Nobody notices a wait for others this long, and every batch has a cost of its own outside."""
 REST_CPU_S = 0.003
 """Processor time of all that is not the model, for a JPEG of 500 x 375 (bench.server_vs_bare)."""
 
@@ -38,12 +40,13 @@ def pick_layout(canvases: Sequence[Sequence[Layout]], cores: int) -> int:
 
 
 def pick_batch(layout: Layout, cores: int) -> Point:
-    """The smallest batch with which a server is within GAIN of the best."""
+    """Of the batches with which a server is within GAIN of the best, the largest that is quick; the
+    smallest where none is.
+    """
     enough = _best(layout, cores) * (1 - GAIN)
-    return min(
-        (point for point in layout.points if served_per_s(point, cores) >= enough),
-        key=lambda point: point.batch,
-    )
+    able = [point for point in layout.points if served_per_s(point, cores) >= enough]
+    quick = [point for point in able if point.seconds <= QUICK_S]
+    return quick[-1] if quick else able[0]
 
 
 def _is_prompt(layouts: Sequence[Layout], index: int) -> bool:

@@ -44,6 +44,11 @@ def test_the_smallest_batch_close_to_the_best_is_picked() -> None:
     assert pick_batch(layout(1, 1, 100, 90), MANY_CORES).batch == 1
 
 
+def test_a_batch_that_is_over_at_once_may_be_larger_than_it_must() -> None:
+    assert pick_batch(layout(1, 1, 1000, 990, 980, 800), MANY_CORES).batch == 4
+    assert pick_batch(layout(1, 1, 100, 99, 98), MANY_CORES).batch == 1, "20 ms for two"
+
+
 @pytest.mark.parametrize(
     ("layouts", "picked"),
     [
