@@ -62,7 +62,7 @@ def test_what_waits_at_the_end_of_the_process_is_written() -> None:
 def test_a_stream_that_is_gone_does_not_fail_the_request_that_logs() -> None:
     stream = Stream()
     logger = logger_to(stream, "gone")
-    stream.write = lambda text: (_ for _ in ()).throw(BrokenPipeError())  # type: ignore[assignment]
+    stream.write = lambda text: (_ for _ in ()).throw(BrokenPipeError())  # type: ignore[method-assign]
     logger.error("nobody hears this")
     assert stream.writes == []
 

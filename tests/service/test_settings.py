@@ -143,7 +143,7 @@ def test_settings_do_not_change() -> None:
 def test_http_processes_and_their_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     def shared(cores: int, **flags: int) -> tuple[int, int]:
         monkeypatch.setattr("service.settings.usable_cores", lambda: cores)
-        settings = Settings(**flags)
+        settings = Settings.model_validate(flags)
         return settings.http_processes(), settings.decoders()
 
     assert [shared(cores) for cores in (1, 2, 4, 8, 64)] == [
