@@ -100,7 +100,8 @@ def export_bundle(
     images: Path | None = None,
     revision: str | None = None,
     preprocessor: Path | None = None,
-    jpeg_scale: float | None = None,
+    fast_pixels: bool = False,
+    jpeg_scale: float | None = decoding.JPEG_SCALE,
     progress: Progress | None = None,
 ) -> bundle.Bundle:
     """Write ``<out>/<name>/<version>`` from a checkpoint folder or hub id, proven on pictures.
@@ -109,8 +110,9 @@ def export_bundle(
     its pictures are padded those of ``padded_canvases``. ``precisions`` named have to pass; without
     them bf16 is kept where it passes. ``wishes`` narrow what the model could do, and say how its
     answers are made. ``images`` is a folder of pictures to prove on besides the sample scenes.
-    ``preprocessor`` stands in for the checkpoint's preprocessor_config.json. ``jpeg_scale`` allows
-    that large JPEGs are decoded at a fraction, see ``bundle.Decoding``; that has to pass, too.
+    ``preprocessor`` stands in for the checkpoint's preprocessor_config.json. ``fast_pixels`` allows
+    that pictures are resized in less time and, unless ``jpeg_scale`` is None, that large JPEGs are
+    decoded at a fraction, see ``bundle.Decoding``; that has to pass, too.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or is not supported.
@@ -166,7 +168,7 @@ def export_bundle(
             parameters=count_parameters(loaded.model),
             macs=macs,
         )
-        if jpeg_scale is not None:
+        if fast_pixels:
             found = decoding.measured(folder, manifest, jpeg_scale, images, progress)
             manifest = manifest.model_copy(update={"decoding": found})
         return publish(folder, out, manifest)

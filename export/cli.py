@@ -15,12 +15,15 @@ from rich.status import Status
 from rich.table import Column, Table
 
 from export.build import export_bundle
+from export.decoding import JPEG_SCALE, allow_fast, keep_exact
 from export.plan import Wishes
 from export.quantize import add_int8
 from models.checkpoints import CheckpointError
 from service.bundle import Bundle, Decoding, Mode, Parity, Precision, Task
 from service.errors import ServiceError
 from service.geometry import Size
+
+_SCALE = "--jpeg-scale"
 
 
 class PrecisionWish(StrEnum):
@@ -47,6 +50,13 @@ class ModeWish(StrEnum):
     PANOPTIC = "panoptic"
     INSTANCE = "instance"
     SEMANTIC = "semantic"
+
+
+class Pixels(StrEnum):
+    """What ``--pixels`` takes."""
+
+    EXACT = "exact"
+    FAST = "fast"
 
 
 class ProfileWish(StrEnum):
@@ -122,13 +132,19 @@ def export(
             help="Stands in for the checkpoint's preprocessor_config.json",
         ),
     ] = None,
+    pixels: Annotated[
+        Pixels,
+        typer.Option(
+            help="fast lets the server resize with vector instructions, and decode large JPEGs at "
+            "1/2, 1/4 or 1/8; what that changes is measured and stated"
+        ),
+    ] = Pixels.EXACT,
     jpeg_scale: Annotated[
         float | None,
         typer.Option(
-            min=1,
             max=8,
-            help="Let the server decode a large JPEG at 1/2, 1/4 or 1/8, where that leaves so many "
-            "pixels a side for each that resizing keeps; 2 changes little, and is measured",
+            help="Of --pixels fast: at a fraction only where it leaves so many pixels a side for "
+            "each that resizing keeps; 0: always in full [default: 2]",
         ),
     ] = None,
 ) -> None:
@@ -136,6 +152,7 @@ def export(
     precisions = [kind.value for kind in precision or [] if kind != PrecisionWish.AUTO]
     if precisions and PrecisionWish.AUTO in (precision or []):
         raise typer.BadParameter("auto cannot be joined with others", param_hint="--precision")
+    scale = checked_scale(pixels, jpeg_scale)
     console, started_s = Console(stderr=True), time.monotonic()
     try:
         with Steps(console) as steps:
@@ -156,7 +173,8 @@ def export(
                 images=images,
                 revision=revision,
                 preprocessor=preprocessor,
-                jpeg_scale=jpeg_scale,
+                fast_pixels=pixels == Pixels.FAST,
+                jpeg_scale=scale,
                 progress=steps,
             )
     except (CheckpointError, ServiceError, OSError) as error:
@@ -216,7 +234,7 @@ def _print_result(console: Console, bundle: Bundle, started_s: float) -> None:
         table.add_row(*_cells(parity))
     console.print(table)
     if manifest.decoding is not None:
-        console.print(decoding_line(manifest.decoding), highlight=False, soft_wrap=True)
+        console.print(pixels_line(manifest.decoding), highlight=False, soft_wrap=True)
     console.print(
         f"{manifest.name} version {manifest.version}: {', '.join(manifest.tasks)}; "
         f"{manifest.parameters / 1e6:.3g} M parameters, {manifest.macs / 1e9:.3g} G "
@@ -253,15 +271,44 @@ def quantize(bundle: Bundle, images: Path) -> None:
         Console(soft_wrap=True, highlight=False).print(line)
 
 
-def decoding_line(decoding: Decoding) -> str:
-    """What decoding at a fraction changes, for people."""
+def set_pixels(
+    bundle: Bundle, pixels: str, jpeg_scale: float | None, images: Path | None
+) -> Bundle:
+    """Allow fast pixels or keep them exact, see ``export``."""
+    scale = checked_scale(pixels, jpeg_scale)
+    return allow_fast(bundle, scale, images) if pixels == Pixels.FAST else keep_exact(bundle)
+
+
+def checked_scale(pixels: str, jpeg_scale: float | None) -> float | None:
+    """What ``--jpeg-scale`` means; None for no fractions.
+
+    Raises:
+        BadParameter: it makes no sense.
+    """
+    if jpeg_scale is None:
+        return JPEG_SCALE
+    if pixels != Pixels.FAST:
+        raise typer.BadParameter("exact pixels are never decoded at a fraction", param_hint=_SCALE)
+    if jpeg_scale and not jpeg_scale >= 1:
+        fewer = "below 1 the model would get fewer pixels than it asks for"
+        raise typer.BadParameter(fewer, param_hint=_SCALE)
+    return jpeg_scale or None
+
+
+def pixels_line(decoding: Decoding | None) -> str:
+    """How pictures become pixels and what that changes, for people."""
+    if decoding is None:
+        return "pixels are exact: every picture is decoded in full, and resized by Pillow"
+    ways = ["resized with vector instructions"] if decoding.resizer == "simd" else []
+    if decoding.jpeg_scale is not None:
+        left = f"{decoding.jpeg_scale:g} pixels for each"
+        ways.append(f"large JPEGs decoded at a fraction that leaves {left}")
     errors = max(parity.max_error for parity in decoding.effect)
     agreement = min((s for parity in decoding.effect for s in _shares(parity)), default=None)
     agree = "" if agreement is None else f", agreement {agreement:.3f}"
     return (
-        f"large JPEGs at a fraction that leaves {decoding.jpeg_scale:g} pixels for each: "
-        f"at least {decoding.psnr_db:.1f} dB, max error {errors:.1e}{agree}, "
-        f"on {decoding.pictures}"
+        f"pixels are fast: {', '.join(ways)}; at least {decoding.psnr_db:.1f} dB, "
+        f"max error {errors:.1e}{agree}, on {decoding.pictures}"
     )
 
 

@@ -33,17 +33,26 @@ def collect(folder: Path | None = None, scenes: Path = SCENES) -> Pictures:
         StartError: ``folder`` has no pictures.
         ClientError: one of them cannot be decoded.
     """
-    given = files(folder) if folder else []
-    if folder and not given:
-        raise StartError(f"{folder} holds no pictures; give a folder of JPEG, PNG or WebP files")
-    samples = files(scenes)
-    images = [decode(path.read_bytes(), ImageLimits()) for path in [*samples, *given]]
-    counts = {"sample scenes": len(samples), "given pictures": len(given)}
+    samples, own = files(scenes), given(folder) if folder else []
+    images = [decode(path.read_bytes(), ImageLimits()) for path in [*samples, *own]]
+    counts = {"sample scenes": len(samples), "given pictures": len(own)}
     if not images:
         images = generate()
         counts = {"generated pictures": len(images)}
     named = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return Pictures(images, named)
+
+
+def given(folder: Path) -> list[Path]:
+    """As ``files``, but there must be some.
+
+    Raises:
+        StartError: there are none.
+    """
+    found = files(folder)
+    if not found:
+        raise StartError(f"{folder} holds no pictures; give a folder of JPEG, PNG or WebP files")
+    return found
 
 
 def files(folder: Path) -> list[Path]:

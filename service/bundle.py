@@ -6,13 +6,21 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from service.errors import BadBundle
 from service.explain import Explain
 from service.geometry import Geometry, Size
+from service.resize import Resizer
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -137,22 +145,34 @@ class Accuracy(Strict):
 
 
 class Decoding(Strict):
-    """Leave to decode large JPEGs at 1/2, 1/4 or 1/8 of their size, and what that was measured to
-    change.
+    """Leave to decode large JPEGs at 1/2, 1/4 or 1/8 of their size, or to resize in less time, and
+    what that was measured to change.
     """
 
-    jpeg_scale: float = Field(
+    resizer: Resizer = Field(
+        default="pillow",
+        description="simd: with vector instructions, where the server has the library for them",
+    )
+    jpeg_scale: float | None = Field(
+        default=None,
         ge=1,
         le=8,
-        description="pixels a side that a fraction must leave for each that resizing keeps",
+        description="pixels a side that a fraction must leave for each that resizing keeps; "
+        "without it every JPEG is decoded in full",
     )
     pictures: str = Field(description="what it was measured on")
     psnr_db: float = Field(
         description="least peak signal-to-noise ratio of a canvas, over the pictures"
     )
     effect: list[Parity] = Field(
-        min_length=1, description="as parity, but against a full decode in the same runtime"
+        min_length=1, description="as parity, but against exact pixels in the same runtime"
     )
+
+    @model_validator(mode="after")
+    def _allows_something(self) -> Self:
+        if self.resizer == "pillow" and self.jpeg_scale is None:
+            raise ValueError("allows nothing: name the resizer 'simd', a jpeg_scale, or both")
+        return self
 
 
 class Quantization(Strict):
@@ -227,9 +247,7 @@ class Manifest(Strict):
     defaults: Defaults = Defaults()
     segmentation: Segmentation | None = None
     explain: Explain | None = None
-    decoding: Decoding | None = Field(
-        default=None, description="without it every picture is decoded in full"
-    )
+    decoding: Decoding | None = Field(default=None, description="without it all pixels are exact")
     parity: list[Parity] = []
     quantization: Quantization | None = None
     accuracy: list[Accuracy] = []

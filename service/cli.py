@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import sys
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -197,40 +198,51 @@ def bench_server(
     bench(plan, out)
 
 
-@models.command("jpeg-scale")
-def scale_jpegs(
+class Pixels(StrEnum):
+    """What ``models pixels`` takes."""
+
+    EXACT = "exact"
+    FAST = "fast"
+
+
+@models.command("pixels")
+def choose_pixels(
     repository: Annotated[Path, typer.Argument(help="Folder of <model>/<version>/manifest.json")],
     name: Annotated[str, typer.Argument(help="A model in it; its newest version is changed")],
-    scale: Annotated[
-        float,
+    pixels: Annotated[
+        Pixels,
         typer.Argument(
-            min=0, max=8, help="Pixels a side left for each that resizing keeps; 0: off"
+            help="exact: to the bits of the checkpoint's own processor; fast: resized with vector "
+            "instructions, and large JPEGs decoded at 1/2, 1/4 or 1/8, once that is measured"
         ),
     ],
+    jpeg_scale: Annotated[
+        float | None,
+        typer.Option(
+            max=8,
+            help="Of fast: at a fraction only where it leaves so many pixels a side for each that "
+            "resizing keeps; 0: always in full [default: 2]",
+        ),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Pictures to measure on")
     ] = None,
 ) -> None:
-    """Let a bundle's large JPEGs be decoded at 1/2, 1/4 or 1/8, once measured (needs ``export``).
+    """Let a bundle's pictures be decoded and resized in less time, or not (needs ``export``).
 
     The manifest is changed in place; running servers go by it when they are started again.
     """
     from rich.console import Console
 
     bundle = _find(repository, name)
-    if 0 < scale < 1:
-        raise typer.BadParameter("below 1 the model would get fewer pixels than it asks for")
     try:
-        from export.cli import decoding_line
-        from export.decoding import allow_scaling, forbid_scaling
+        from export.cli import pixels_line, set_pixels
     except ModuleNotFoundError as error:
         raise StartError(
-            f"'saccade models jpeg-scale' needs the package {error.name!r}; "
+            f"'saccade models pixels' needs the package {error.name!r}; "
             "install it with: pip install 'saccade[export]'"
         ) from None
-    bundle = allow_scaling(bundle, scale, images) if scale else forbid_scaling(bundle)
-    decoding = bundle.manifest.decoding
-    line = decoding_line(decoding) if decoding else "every picture is decoded in full"
+    line = pixels_line(set_pixels(bundle, pixels, jpeg_scale, images).manifest.decoding)
     Console(soft_wrap=True, highlight=False).print(f"{name}: {line}", markup=False)
 
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from service.resize import Resizer, exact, simd
+
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
@@ -204,17 +206,17 @@ def least_decoded(placement: Placement, scale: float) -> Size:
 
 
 def to_canvas(
-    image: Image.Image, placement: Placement, box: Box | None = None
+    image: Image.Image, placement: Placement, box: Box | None = None, resizer: Resizer = "pillow"
 ) -> NDArray[np.uint8]:
-    """Resize, then crop or pad an upright RGB picture: uint8 (H, W, 3), writable and contiguous.
+    """Resize, then crop or pad an upright RGB picture: uint8 (H, W, 3), contiguous and read-only.
 
-    Equal to the bit to transformers' PIL processors before they rescale. A picture decoded smaller
-    than ``placement.image`` is resized from what there is; ``box`` is the part of ``image`` that
-    shows the picture, None for all of it.
+    With Pillow equal to the bit to transformers' PIL processors before they rescale. A picture
+    decoded smaller than ``placement.image`` is resized from what there is; ``box`` is the part of
+    ``image`` that shows the picture, None for all of it.
     """
     resized, canvas = placement.resized, placement.canvas
     top, left = placement.top, placement.left
-    resample = Image.Resampling[placement.interpolation.upper()]
+    resize = {"pillow": exact, "simd": simd}[resizer]
     shown = box or (0, 0, image.width, image.height)
     if shown == (0, 0, resized.width, resized.height) and shown[2:] == image.size:
         pass
@@ -229,13 +231,14 @@ def to_canvas(
             min(shown[2], shown[0] + x1 * scale_x),
             min(shown[3], shown[1] + y1 * scale_y),
         )
-        image = image.resize((x1 - x0, y1 - y0), resample, box=part)
+        image = resize(image, (x1 - x0, y1 - y0), placement.interpolation, part)
         top, left = top + y0, left + x0
     else:
-        image = image.resize((resized.width, resized.height), resample, box=shown)
+        size = resized.width, resized.height
+        image = resize(image, size, placement.interpolation, shown)
     if (top, left, image.height, image.width) != (0, 0, canvas.height, canvas.width):
         image = image.crop((-left, -top, canvas.width - left, canvas.height - top))
-    return np.array(image)
+    return np.asarray(image)  # a copy already: Pillow has four bytes a pixel
 
 
 def _resized(resize: Resize, image: Size) -> Size:

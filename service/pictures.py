@@ -41,12 +41,13 @@ def prepare(
     size = opened.header.size
     canvas = choose_canvas(manifest.geometry, size, manifest.canvases)
     placement = place(manifest.geometry, size, canvas)
-    scale = manifest.decoding and manifest.decoding.jpeg_scale
+    allowed = manifest.decoding
+    scale, resizer = (allowed.jpeg_scale, allowed.resizer) if allowed else (None, "pillow")
     decoded = opened.decode(least_decoded(placement, scale) if scale else None)
     # With an overlay the model still sees what it sees without one, so that the answers are equal.
     whole = opened.decode() if keep_upright and decoded.scaled else decoded
     decoded_s = time.monotonic()
-    pixels = to_canvas(decoded.image, placement, decoded.box)
+    pixels = to_canvas(decoded.image, placement, decoded.box, resizer)
     return Picture(
         placement,
         pixels,

@@ -18,7 +18,9 @@ RUNTIMES = {"onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt
 OFFLINE = ("torch", "torchvision", "transformers", "timm", "safetensors", "onnx", "onnxscript")
 HTTP = ("fastapi", "starlette", "uvicorn")
 FILE_LIBRARIES = ("safetensors", "huggingface_hub", "yaml")  # the last for what the second raises
-SEEN_BY_EXPORT = ("bundle", "explain", "images", "geometry", "tasks", "worker.runtimes", "errors")
+SEEN_BY_EXPORT = (
+    *("bundle", "explain", "images", "geometry", "resize", "tasks", "worker.runtimes", "errors"),
+)
 LAZY = {("service/cli.py", "export")}
 """(file, package) that may be imported inside a function, and nowhere else."""
 QUANTIZER = ("export/to_int8.py", "onnxruntime.quantization")

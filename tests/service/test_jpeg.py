@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 
 from service import images
 from service.bundle import Manifest
@@ -304,7 +305,7 @@ def test_a_very_long_strip_from_a_fraction_shows_the_same() -> None:
     assert np.abs(whole.astype(int) - fraction).mean() < 2
 
 
-def test_a_manifest_decides_whether_large_jpegs_are_decoded_at_a_fraction() -> None:
+def test_a_manifest_decides_whether_pixels_are_exact() -> None:
     data = encoded(smooth(300, 500), quality=95, exif=oriented(6))
     effect = {
         "runtime": "onnxruntime",
@@ -315,11 +316,17 @@ def test_a_manifest_decides_whether_large_jpegs_are_decoded_at_a_fraction() -> N
         "rms_error": 0.0,
         "cosine": 1.0,
     }
-    decoding = {"jpeg_scale": 2, "pictures": "1 picture", "psnr_db": 50.0, "effect": [effect]}
+    measured = {"pictures": "1 picture", "psnr_db": 50.0, "effect": [effect]}
+    ways: list[dict[str, Any]] = [
+        {"jpeg_scale": 2},
+        {"resizer": "simd"},
+        {"jpeg_scale": 2, "resizer": "simd"},
+    ]
     exact = Manifest.model_validate(manifest_of())
-    allowed = Manifest.model_validate(manifest_of(decoding=decoding))
+    allowed = [Manifest.model_validate(manifest_of(decoding=measured | way)) for way in ways]
+    seen = set()
     whole = decode(data, LIMITS)
-    for manifest in (exact, allowed):
+    for manifest in (exact, *allowed):
         picture, overlaid = (prepare(data, manifest, LIMITS, keep) for keep in (False, True))
         assert picture.placement.image == Size(height=500, width=300)
         assert picture.upright is None
@@ -329,3 +336,7 @@ def test_a_manifest_decides_whether_large_jpegs_are_decoded_at_a_fraction() -> N
         expected = to_canvas(whole, picture.placement)
         assert np.array_equal(picture.pixels, expected) == (manifest is exact)
         assert np.abs(picture.pixels.astype(int) - expected).max() < 4
+        seen.add(picture.pixels.tobytes())
+    assert len(seen) == 4
+    with pytest.raises(ValidationError, match="allows nothing"):
+        Manifest.model_validate(manifest_of(decoding=measured))
