@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -43,7 +44,7 @@ class WorkerState:
 
     ready: bool = False
     phase: str = "waiting for the worker"
-    models: dict[str, dict[str, str]] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
     heard_s: float = math.inf
 
     def answers(self) -> bool:

@@ -7,11 +7,11 @@ retry_after_s). ``outputs`` names what to send back, null is everything. Deadlin
 CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json, to_json
 
 from service.worker.runtimes.base import Array, Arrays
 
@@ -23,13 +23,13 @@ def pack(header: Header, arrays: Arrays | None = None) -> list[Frame]:
     """Frames of one message; array frames are views, so the arrays must not change until sent."""
     arrays = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
     described = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
-    first = json.dumps({**header, "arrays": described}).encode()
+    first = to_json({**header, "arrays": described}, inf_nan_mode="constants")
     return [first, *(array.reshape(-1).view(np.uint8).data for array in arrays.values())]
 
 
 def unpack(frames: Sequence[Frame]) -> tuple[Header, Arrays]:
     """The inverse of ``pack``; arrays are views of the frames."""
-    header = json.loads(bytes(frames[0]))
+    header = from_json(bytes(frames[0]))
     arrays = {
         name: _array(frame, dtype, shape)
         for (name, dtype, shape), frame in zip(header.pop("arrays"), frames[1:], strict=True)
