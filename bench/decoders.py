@@ -31,6 +31,7 @@ from rich.table import Table
 from service.bench.report import describe_machine
 from service.geometry import Geometry, Interpolation, Resize, Size, least_decoded, place, to_canvas
 from service.images import ImageLimits, Opened
+from service.resize import Resizer, simd_installed
 from service.settings import DEMO_REPOSITORY
 
 SCENE = DEMO_REPOSITORY.parent / "scenes" / "cross.jpg"
@@ -208,11 +209,11 @@ def _geometry(interpolation: Interpolation) -> Geometry:
 
 
 def _ways(geometry: Geometry) -> dict[str, Way]:
-    def by_server(data: bytes, scale: float | None = None) -> Pixels:
+    def by_server(data: bytes, scale: float | None = None, resizer: Resizer = "pillow") -> Pixels:
         opened = Opened(data, LIMITS)
         placement = place(geometry, opened.header.size, geometry.nominal)
         decoded = opened.decode(least_decoded(placement, scale) if scale else None)
-        return to_canvas(decoded.image, placement, decoded.box)
+        return to_canvas(decoded.image, placement, decoded.box, resizer)
 
     def by_pillow(data: bytes) -> Pixels:
         with patch("service.images._by_simplejpeg", lambda *_: None):
@@ -224,24 +225,10 @@ def _ways(geometry: Geometry) -> dict[str, Way]:
         "server, jpeg_scale 2": lambda data: by_server(data, 2.0),
         "server, jpeg_scale 1": lambda data: by_server(data, 1.0),
     }
-    try:
-        library = import_module("cykooz_resizer")
-    except ImportError:
-        return ways
-    kind = {"bilinear": "bilinear", "bicubic": "catmull_rom"}[geometry.resize.interpolation]
-    options = library.ResizeOptions(
-        library.ResizeAlg.convolution(getattr(library.FilterType, kind))
-    )
-
-    def by_rust(data: bytes) -> Pixels:
-        opened = Opened(data, LIMITS)
-        placement = place(geometry, opened.header.size, geometry.nominal)
-        resized = Image.new("RGB", (placement.resized.width, placement.resized.height))
-        library.Resizer().resize_pil(opened.decode().image, resized, options)
-        left, top = -placement.left, -placement.top
-        return np.asarray(resized.crop((left, top, left + SIDE, top + SIDE)))
-
-    return ways | {"server, cykooz-resizer": by_rust}
+    if simd_installed():
+        ways["server, simd"] = lambda data: by_server(data, resizer="simd")
+        ways["server, simd and jpeg_scale 2"] = lambda data: by_server(data, 2.0, "simd")
+    return ways
 
 
 def _bind(work: Decoder, data: bytes) -> Callable[[], Decoded]:

@@ -2,9 +2,11 @@
 colour of the picture, times a matrix, are the logits of a thousand classes.
 """
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnx
@@ -32,11 +34,13 @@ SEED = 0
 OPSET, IR_VERSION = 20, 10
 PROOF_PICTURES = 8
 FILE = "model.onnx"
+ROOT = Path(__file__).parents[1]
+OPENED = "from service.cli import main; main()"
 
 
-def write_bundle(folder: Path) -> None:
+def write_bundle(folder: Path, fast: bool = False) -> None:
     """The network as a bundle, ``folder`` being <repository>/<name>/<version>; proven in fp32 in
-    every runtime that is installed.
+    every runtime that is installed. ``fast`` as in ``choose_pixels``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
@@ -79,6 +83,21 @@ def write_bundle(folder: Path) -> None:
         macs=3 * CLASSES,
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    if fast:
+        choose_pixels(folder, "fast")
+
+
+def choose_pixels(folder: Path, pixels: Literal["exact", "fast"]) -> None:
+    """Have a bundle say that its pixels are exact, or fast with what that changes.
+
+    In a process of its own: what measures belongs to the exporter, and takes much memory.
+
+    Raises:
+        subprocess.CalledProcessError: it changes too much; the process has said so.
+    """
+    repository, name = str(folder.parents[1].resolve()), folder.parent.name
+    wanted = ["models", "pixels", repository, name, pixels]
+    subprocess.run([sys.executable, "-c", OPENED, *wanted], check=True, cwd=ROOT)
 
 
 def write_foreign(path: Path) -> None:

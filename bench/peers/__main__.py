@@ -48,6 +48,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.peers")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)}; else all")
     parser.add_argument("--graphs", type=_some_of(graphs.GRAPHS), default=graphs.GRAPHS)
+    parser.add_argument(
+        "--pixels",
+        choices=("exact", "fast"),
+        help="how ours decodes and resizes; else fast for empty and exact for the others",
+    )
     parser.add_argument("--engines", type=_some_of(RUNTIMES), default=RUNTIMES)
     parser.add_argument("--concurrency", type=_counts, default=(1, 8, 32, 64))
     parser.add_argument("--overload", action="store_true", help="also more than a server can take")
@@ -95,7 +100,7 @@ def prepare(asked: argparse.Namespace) -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     (asked.work / "picture.jpg").write_bytes(picture.draw())
     for name in asked.graphs:
-        graphs.build(name, asked.work)
+        graphs.build(name, asked.work, asked.pixels)
     for name in _possible(asked.names):
         environment(PEERS[name], asked.work)
 
@@ -108,7 +113,7 @@ def measure(asked: argparse.Namespace) -> int:
     found = _begin(asked, plan)
     failures = 0
     for graph in asked.graphs:
-        served = graphs.build(graph, asked.work)
+        served = graphs.build(graph, asked.work, asked.pixels)
         for name in _possible(asked.names):
             pair = Pair(plan, served, PEERS[name], environment(PEERS[name], asked.work))
             try:
@@ -138,13 +143,14 @@ def _begin(asked: argparse.Namespace, plan: Plan) -> Found:
         "concurrency": list(plan.concurrency),
         "load": "wrk" + ", overload by an open loop in Python" * plan.overload,
         "isolated": servers.isolated(),
+        "pixels": asked.pixels or "fast for empty, exact for others",
         "pairs": [],
     }
     if not (asked.add and asked.out.exists()):
         return found
     before: Found = json.loads(asked.out.read_text())
     changed = [
-        key for key in found if key not in ("started", "pairs") and found[key] != before[key]
+        key for key in found if key not in ("started", "pairs") and found[key] != before.get(key)
     ]
     if changed:
         sys.exit(f"error: nothing can be added to {asked.out}: its {', '.join(changed)} differ")

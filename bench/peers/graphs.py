@@ -4,8 +4,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from bench.empty import write_bundle, write_foreign
+from bench.empty import OPENED, choose_pixels, write_bundle, write_foreign
 from bench.peers.peers import ROOT
 from service.bundle import Bundle, load_bundle
 
@@ -13,7 +14,6 @@ VARIANTS = {"vit-tiny": "deit-ti16-224", "vit-b16": "vit-b16-224"}
 """Names in the zoo of the shapes; DeiT-Ti without distillation is the ViT of that size."""
 GRAPHS = ("empty", *VARIANTS)
 VERSION = "1"
-OPENED = "from service.cli import main; main()"
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,27 @@ class Served:
         return self.bundle.path(self.bundle.manifest.graphs[0])
 
 
-def build(name: str, work: Path) -> Served:
+def build(name: str, work: Path, pixels: Literal["exact", "fast"] | None = None) -> Served:
     """The network of that name, made once and kept in ``work``.
+
+    Its ``pixels`` are ours alone to choose; without it fast for the empty network, where they are
+    most of the work, and exact for the others.
 
     Raises:
         subprocess.CalledProcessError: the export failed; it has said why.
     """
+    wanted = pixels or ("fast" if name == "empty" else "exact")
     folder = work / "repositories" / name / name / VERSION
     foreign = work / "graphs" / f"{name}.onnx"
     if name == "empty":
         if not (folder / "manifest.json").exists():
-            write_bundle(folder)
+            write_bundle(folder, fast=wanted == "fast")
         write_foreign(foreign)
     else:
         _export(VARIANTS[name], work / "checkpoints" / name, folder, foreign)
+    decoding = load_bundle(folder).manifest.decoding
+    if wanted != ("exact" if decoding is None else "fast"):
+        choose_pixels(folder, wanted)
     return Served(load_bundle(folder), foreign)
 
 

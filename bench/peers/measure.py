@@ -15,6 +15,7 @@ from bench.peers.environments import versions
 from bench.peers.graphs import Served
 from bench.peers.peers import OURS, ROOT, Launch, Peer, launch_ours, launch_peer
 from bench.peers.servers import Server, ServerError, Watch, running
+from service.bundle import Decoding
 
 WARM_CLIENTS = 8
 CAPACITY_CLIENTS = 64
@@ -81,6 +82,7 @@ class Pair:
         return {
             "graph": name,
             "peer": self._peer.name,
+            "pixels": pixels_of(self._served.bundle.manifest.decoding),
             "versions": {key: installed[key] for key in LIBRARIES if key in installed},
             "rounds": rounds,
         }
@@ -157,6 +159,22 @@ class Pair:
             raise ServerError(f"{' '.join(argv)} failed:\n{ended.stderr}")
         found: Found = json.loads(ended.stdout.splitlines()[-1])
         return found
+
+
+def pixels_of(decoding: Decoding | None) -> str:
+    """How ours makes pixels, and what its manifest says that this changes."""
+    if decoding is None:
+        return "exact (decoded in full, resized by Pillow, as the checkpoint's own processor does)"
+    ways = ["SIMD resize"] if decoding.resizer == "simd" else []
+    if decoding.jpeg_scale is not None:
+        ways.append(
+            f"large JPEGs at a fraction that leaves {decoding.jpeg_scale:g} pixels for each"
+        )
+    error = max(parity.max_error for parity in decoding.effect)
+    return (
+        f"fast ({', '.join(ways)}; at least {decoding.psnr_db:.1f} dB and at most {error:.1e} of a "
+        f"score away from exact, on {decoding.pictures})"
+    )
 
 
 def _watch(server: Server, drive: Callable[[], load.Load]) -> Found:

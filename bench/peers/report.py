@@ -78,6 +78,8 @@ def tabulate(report: Found) -> str:
     for graph in dict.fromkeys(row["graph"] for row in rows):
         same = [row for row in rows if row["graph"] == graph]
         parts.append(f"### {graph}\n\n{_table(same)}")
+        noted = [pair.get("pixels") for pair in report["pairs"] if pair["graph"] == graph]
+        parts += [f"Saccade's pixels: {how}." for how in dict.fromkeys(noted) if how]
     wrong = report.get("disagreements") or []
     parts += [f"**{sentence}**" for sentence in wrong]
     return "\n\n".join(parts) + "\n"

@@ -27,3 +27,6 @@ def test_simplejpeg_and_the_server_equal_pillow_and_a_fraction_nearly_does(
         assert exact["cpu_ms"] > 0
         assert fraction["largest_difference"] > 0
         assert fraction["psnr_db"] > 40
+        fast = report["preparing"]["server, simd"][f"small, {kind}"]
+        assert 0 < fast["largest_difference"] <= 4
+        assert fast["psnr_db"] > 45

@@ -13,8 +13,9 @@ from bench.empty import write_bundle, write_foreign
 from bench.peers import bodies, report
 from bench.peers.__main__ import measure, parse
 from bench.peers.engine import Engine, Options, read_options, top
+from bench.peers.graphs import build
 from bench.peers.load import read_tally, read_wrk
-from bench.peers.measure import disagreements
+from bench.peers.measure import disagreements, pixels_of
 from bench.peers.peers import FOLDER, PEERS, Peer, launch_ours, launch_peer
 from bench.peers.picture import draw
 from bench.peers.servers import ServerError
@@ -149,6 +150,21 @@ def test_the_bundle_is_whole_proven_and_answers_as_the_foreign_graph_does(empty:
         assert best["score"] == pytest.approx(other["score"], abs=1e-5)
 
 
+def test_pixels_of_the_empty_network_are_fast_and_say_what_that_changes(
+    tmp_path: Path,
+) -> None:
+    fast = build("empty", tmp_path).bundle.manifest.decoding
+    assert fast is not None
+    assert (fast.resizer, fast.jpeg_scale) == ("simd", 2.0)
+    said = pixels_of(fast)
+    assert said.startswith("fast (SIMD resize, large JPEGs at a fraction that leaves 2 pixels")
+    assert said.endswith("away from exact, on 8 pictures as they are, 8 enlarged)")
+    assert build("empty", tmp_path).bundle.manifest.decoding == fast
+    exact = build("empty", tmp_path, "exact").bundle.manifest.decoding
+    assert exact is None
+    assert pixels_of(exact).startswith("exact (decoded in full")
+
+
 def test_every_body_carries_the_picture() -> None:
     assert bodies.raw(b"jpeg").data == b"jpeg"
     form = bodies.form(b"jpeg")
@@ -216,6 +232,7 @@ def canned(peer: str = "mosec", label: int = 3) -> dict[str, Any]:
     return {
         "graph": "empty",
         "peer": peer,
+        "pixels": "exact (decoded in full)",
         "versions": {peer: "1.0"},
         "rounds": [
             {
@@ -259,6 +276,12 @@ def test_the_table_has_ours_once_and_a_row_for_each_peer_and_runtime() -> None:
     )
 
 
+def test_the_table_says_once_how_ours_makes_pixels() -> None:
+    table = report.tabulate(whole(canned("mosec"), canned("ray")))
+    assert table.endswith("|\n\nSaccade's pixels: exact (decoded in full).\n")
+    assert table.count("pixels:") == 1
+
+
 def test_the_plot_is_a_picture_of_lines(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     report.plot(whole(canned("mosec"), canned("ray")), tmp_path / "peers.svg")
@@ -290,7 +313,7 @@ def canned_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("bench.peers.__main__.Pair", Canned)
     monkeypatch.setattr("bench.peers.__main__.environment", lambda peer, work: work)
-    monkeypatch.setattr("bench.peers.graphs.build", lambda name, work: None)
+    monkeypatch.setattr("bench.peers.graphs.build", lambda name, work, pixels: None)
 
 
 @pytest.mark.usefixtures("canned_pairs")
@@ -304,6 +327,8 @@ def test_pairs_of_a_later_run_are_added_only_if_measured_in_the_same_way(tmp_pat
     assert "| litserve | openvino |" in out.with_suffix(".md").read_text()
     with pytest.raises(SystemExit, match="its rounds differ"):
         measure(parse(["bentoml", "--add", "--rounds", "1", *where]))
+    with pytest.raises(SystemExit, match="its pixels differ"):
+        measure(parse(["bentoml", "--add", "--pixels", "exact", *where]))
     assert measure(parse(["bentoml", *where])) == 0
     assert [pair["peer"] for pair in json.loads(out.read_text())["pairs"]] == ["bentoml"]
 
