@@ -144,7 +144,7 @@ def export(
         typer.Option(
             max=8,
             help="Of --pixels fast: at a fraction only where it leaves so many pixels a side for "
-            "each that resizing keeps; 0: always in full [default: 2]",
+            "each that resizing keeps, else 2; 0: always in full",
         ),
     ] = None,
 ) -> None:

@@ -221,7 +221,7 @@ def choose_pixels(
         typer.Option(
             max=8,
             help="Of fast: at a fraction only where it leaves so many pixels a side for each that "
-            "resizing keeps; 0: always in full [default: 2]",
+            "resizing keeps, else 2; 0: always in full",
         ),
     ] = None,
     images: Annotated[
