@@ -31,7 +31,7 @@ from rich.table import Table
 from service.bench.report import describe_machine
 from service.geometry import Geometry, Interpolation, Resize, Size, least_decoded, place, to_canvas
 from service.images import ImageLimits, Opened
-from service.resize import Resizer, simd_installed
+from service.resize import Resizer
 from service.settings import DEMO_REPOSITORY
 
 SCENE = DEMO_REPOSITORY.parent / "scenes" / "cross.jpg"
@@ -219,16 +219,14 @@ def _ways(geometry: Geometry) -> dict[str, Way]:
         with patch("service.images._by_simplejpeg", lambda *_: None):
             return by_server(data)
 
-    ways: dict[str, Way] = {
+    return {
         "server, Pillow alone": by_pillow,
         "server": by_server,
         "server, jpeg_scale 2": lambda data: by_server(data, 2.0),
         "server, jpeg_scale 1": lambda data: by_server(data, 1.0),
+        "server, simd": lambda data: by_server(data, resizer="simd"),
+        "server, simd and jpeg_scale 2": lambda data: by_server(data, 2.0, "simd"),
     }
-    if simd_installed():
-        ways["server, simd"] = lambda data: by_server(data, resizer="simd")
-        ways["server, simd and jpeg_scale 2"] = lambda data: by_server(data, 2.0, "simd")
-    return ways
 
 
 def _bind(work: Decoder, data: bytes) -> Callable[[], Decoded]:

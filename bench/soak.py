@@ -16,7 +16,6 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
 import uvloop
 from rich.console import Console
 from rich.table import Table

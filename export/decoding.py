@@ -19,7 +19,6 @@ from service.bundle import Bundle, Decoding, Graph, Manifest, Parity
 from service.errors import StartError
 from service.geometry import Placement, Size, choose_canvas, least_decoded, place, to_canvas
 from service.images import ImageLimits, Opened
-from service.resize import simd_installed
 from service.worker.runtimes.base import Arrays
 from service.worker.runtimes.choose import FASTEST_FIRST, Choice, check_graph, open_graph, supports
 
@@ -78,14 +77,9 @@ def measured(
     little as the fraction allows, which is where it changes most.
 
     Raises:
-        StartError: it changes more than a reduced precision may, no picture that the server
-        accepts would be decoded at a fraction, or a library is missing.
+        StartError: it changes more than a reduced precision may, or no picture that the server
+        accepts would be decoded at a fraction.
     """
-    if not simd_installed():
-        raise StartError(
-            "without the package 'cykooz-resizer' fast pixels cannot be measured; "
-            "install it with: pip install cykooz-resizer"
-        )
     choice = _first_in_fp32()
     effect, noise, described = [], [], ""
     for canvas in manifest.canvases:

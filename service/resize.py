@@ -2,12 +2,8 @@
 
 from typing import Any, Literal
 
+import cykooz_resizer
 from PIL import Image
-
-try:
-    import cykooz_resizer
-except ImportError:  # then Pillow does it all: slower, and more exact
-    cykooz_resizer = None
 
 Resizer = Literal["pillow", "simd"]
 
@@ -17,11 +13,6 @@ _FILTERS = {
     "bilinear": "bilinear",
     "bicubic": "catmull_rom",  # bicubic with a = -0.5, as Pillow's is
 }
-
-
-def simd_installed() -> bool:
-    """Whether ``simd`` differs from ``exact`` here."""
-    return cykooz_resizer is not None
 
 
 def exact(
@@ -46,10 +37,9 @@ def simd(
     """As ``exact``, but with vector instructions and rounded in another way: by one level mostly.
 
     Where a filter overshoots (bicubic, lanczos) at edges between black and white, single pixels
-    differ by more, since the two passes clip in another order. Pillow takes its turn for other
-    filters, and for all where the library is not installed.
+    differ by more, since the two passes clip in another order. Other filters are left to Pillow.
     """
-    if cykooz_resizer is None or interpolation not in _FILTERS:
+    if interpolation not in _FILTERS:
         return exact(image, size, interpolation, box)
     resized = Image.new("RGB", size, None)  # every pixel of it will be written
     options = _options(image, _FILTERS[interpolation], box)

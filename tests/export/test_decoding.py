@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from export import decoding
 from export.build import export_bundle
 from export.decoding import allow_fast, keep_exact
-from service import resize
 from service.bundle import MANIFEST, Bundle, Parity, load_bundle
 from service.cli import app
 from service.errors import StartError
@@ -92,14 +91,6 @@ def test_a_resizer_that_changes_too_much_is_refused_as_well(
     with pytest.raises(StartError, match=said):
         allow_fast(vit, None)
     assert load_bundle(vit.folder).manifest.decoding is None
-
-
-def test_nothing_is_measured_without_the_library(
-    vit: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(resize, "cykooz_resizer", None)
-    with pytest.raises(StartError, match="pip install cykooz-resizer"):
-        allow_fast(vit)
 
 
 def test_given_jpegs_that_are_large_enough_stand_in_for_enlarged_ones(

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from service import resize
 from service.geometry import (
     WHOLE_RESIZE_CANVASES,
     Geometry,
@@ -137,19 +136,6 @@ def test_other_filters_are_left_to_pillow(interpolation: Interpolation) -> None:
     image = picture(60, 80, 25)
     found = simd(image, (33, 21), interpolation, (0, 0, 80, 60))
     assert found == exact(image, (33, 21), interpolation, (0, 0, 80, 60))
-
-
-def test_without_the_library_pillow_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = picture(60, 80, 25)
-    assert resize.simd_installed()
-    assert simd(image, (33, 21), "bilinear", (0, 0, 80, 60)) != exact(
-        image, (33, 21), "bilinear", (0, 0, 80, 60)
-    )
-    monkeypatch.setattr(resize, "cykooz_resizer", None)
-    assert not resize.simd_installed()
-    assert simd(image, (33, 21), "bilinear", (0, 0, 80, 60)) == exact(
-        image, (33, 21), "bilinear", (0, 0, 80, 60)
-    )
 
 
 def test_many_threads_get_what_one_gets() -> None:
