@@ -11,7 +11,7 @@ from service.bundle import Bundle, GraphKind, load_bundle
 from service.errors import BadBundle, BadSettings, RuntimeFailed
 from service.geometry import Size
 from service.settings import Settings
-from service.tuning import this_machine
+from service.tuning import LIGHT_MACS, this_machine
 from service.worker import models
 from service.worker.models import Models
 from service.worker.runtimes.base import Arrays, Signature
@@ -177,7 +177,7 @@ def test_pictures_of_different_shapes_fail_the_batch_and_not_the_worker(
 
 def tuned_here(bundle: Bundle, **changes: Any) -> str:
     """A tuning file as this machine would have written it: 2 streams, batch 3."""
-    point = {"batch": 3, "seconds": 1, "images_per_s": 3}
+    point = {"batch": 3, "seconds": 1, "images_per_s": 3, "cpu_s": 0.1}
     fields = {"streams": 2, "threads": 2, "latency_s": 1}
     entry = fields | {
         "model": bundle.manifest.name,
@@ -221,7 +221,7 @@ def test_a_tuned_model_has_its_streams_and_its_batch_within_the_limit(
 def test_tuning_that_does_not_fit_is_passed_over_aloud(
     tmp_path: Path, opened: list[FakeRuntime], caplog: pytest.LogCaptureFixture
 ) -> None:
-    bundle = load_bundle(write_bundle(tmp_path, manifest_of()))
+    bundle = load_bundle(write_bundle(tmp_path, manifest_of() | {"macs": LIGHT_MACS}))
     (tmp_path / "tuning.json").write_text(tuned_here(bundle, sha256="0" * 64))
     found = Models(Settings(repository=tmp_path, device="cpu", precision="bf16"))
     with caplog.at_level("INFO"):

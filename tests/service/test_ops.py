@@ -155,7 +155,7 @@ def test_one_log_line_a_request_joins_the_callers_trace(caplog: pytest.LogCaptur
 
 
 def timing_of(header: str) -> dict[str, float]:
-    found = dict(re.findall(r"(\w+);dur=([\d.]+)(?:, |$)", header))
+    found = dict(re.findall(r"([\w-]+);dur=([\d.]+)(?:, |$)", header))
     assert ", ".join(f"{name};dur={value}" for name, value in found.items()) == header
     return {name: float(value) for name, value in found.items()}
 
