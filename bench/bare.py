@@ -14,7 +14,7 @@ from service.images import ImageLimits
 from service.pictures import graph_inputs, prepare
 from service.settings import Settings
 from service.tuning import UNTUNED_BATCH, load_tuning, plan_for, this_machine
-from service.worker.runtimes.base import Arrays
+from service.worker.runtimes.base import Arrays, Runtime
 from service.worker.runtimes.choose import candidates, open_runtime
 
 LIMITS = ImageLimits()
@@ -49,17 +49,28 @@ class BareLoop:
             )
             for canvas in bundle.manifest.canvases
         }
+        self._lone = self._runtimes
+        if self.plan.lone_threads:
+            self._lone = {
+                str(canvas): open_runtime(
+                    bundle, "serve", canvas, self.choice, self.plan.lone_threads
+                )
+                for canvas in bundle.manifest.canvases
+            }
 
     def sequential(self, batch: int, duration_s: float) -> Pace:
-        """Decode ``batch`` pictures one after the other, then run them together; and again."""
-        return self._drive(self._prepared(), batch, duration_s)
+        """Decode ``batch`` pictures one after the other, then run them together; and again. A
+        single one runs as the server would run a lone one.
+        """
+        runtimes = self._lone if batch == 1 else self._runtimes
+        return self._drive(self._prepared(), batch, duration_s, runtimes)
 
     def parallel(self, batch: int, duration_s: float) -> Pace:
         """The same in as many threads as the runtime has streams."""
         cpu_s = time.process_time()
         with ThreadPoolExecutor(self.plan.streams) as threads:
             loops = [
-                threads.submit(self._drive, self._prepared(), batch, duration_s)
+                threads.submit(self._drive, self._prepared(), batch, duration_s, self._runtimes)
                 for _ in range(self.plan.streams)
             ]
             paces = [loop.result() for loop in loops]
@@ -81,12 +92,18 @@ class BareLoop:
                     yield pending.popleft().result()
 
             try:
-                return self._drive(prepared(), batch, duration_s)
+                return self._drive(prepared(), batch, duration_s, self._runtimes)
             finally:
                 for future in pending:
                     future.cancel()
 
-    def _drive(self, prepared: Iterator[tuple[str, Arrays]], batch: int, duration_s: float) -> Pace:
+    def _drive(
+        self,
+        prepared: Iterator[tuple[str, Arrays]],
+        batch: int,
+        duration_s: float,
+        runtimes: dict[str, Runtime],
+    ) -> Pace:
         """Group by canvas, as any batch must, and run every group that is full."""
         waiting: dict[str, list[Arrays]] = {canvas: [] for canvas in self._runtimes}
         images = 0
@@ -99,7 +116,7 @@ class BareLoop:
             if len(waiting[canvas]) < batch:
                 continue
             items = waiting[canvas]
-            self._runtimes[canvas].run(
+            runtimes[canvas].run(
                 {name: np.stack([item[name] for item in items]) for name in inputs}
             )
             images += batch

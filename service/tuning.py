@@ -71,6 +71,12 @@ class Entry(Strict):
     streams: int = Field(ge=1)
     threads: int = Field(ge=1, description="that the streams share")
     batch: int = Field(ge=1)
+    lone_threads: int = Field(
+        default=0,
+        ge=0,
+        description="of a runtime of its own for a picture with nothing beside it; 0: it runs in a "
+        "stream as others do",
+    )
     images_per_s: float = Field(gt=0, description="at that batch")
     latency_s: float = Field(gt=0, description="median of a single picture, with nothing beside it")
     batch_latency_s: float = Field(gt=0, description="median of one batch, with every stream busy")
@@ -99,12 +105,13 @@ class Tuning(Strict):
 @dataclass(frozen=True)
 class Plan:
     """How to run one model: ``threads`` 0 are the library's own count, ``batches`` are by canvas,
-    and ``untuned`` says why nothing measured stands behind it.
+    ``lone_threads`` as in ``Entry``, and ``untuned`` says why nothing measured stands behind it.
     """
 
     streams: int = 1
     threads: int = 0
     batches: dict[str, int] = field(default_factory=dict)
+    lone_threads: int = 0
     untuned: str | None = None
 
 
@@ -195,7 +202,8 @@ def plan_for(
             return untuned("the model changed since it was tuned")
     served = [found[str(canvas)] for canvas in bundle.manifest.canvases]
     batches = {str(entry.canvas): entry.batch for entry in served}
-    return Plan(served[0].streams, served[0].threads, batches)
+    first = served[0]
+    return Plan(first.streams, first.threads, batches, first.lone_threads)
 
 
 def graph_digest(bundle: Bundle, canvas: Size, choice: Choice) -> str:

@@ -14,7 +14,13 @@ from service.cores import usable_cores
 from service.errors import BadBundle
 from service.geometry import Size
 from service.tune.measure import Contender, Inputs, layouts_of_this_machine, measure
-from service.tune.pick import pick_batch, pick_layout, served_per_s
+from service.tune.pick import (
+    TWICE_PARAMETERS,
+    pick_batch,
+    pick_layout,
+    pick_lone_threads,
+    served_per_s,
+)
 from service.tuning import (
     FILE,
     Entry,
@@ -93,9 +99,10 @@ def tune_model(
             for contender in contenders:
                 contender.close()
     cores = usable_cores()
-    chosen = pick_layout(grids, cores)
+    chosen = pick_layout(grids, cores, bundle.manifest.parameters > TWICE_PARAMETERS)
+    lone = {"lone_threads": pick_lone_threads(grids, chosen)}
     return [
-        _entry(bundle, choice, canvas, grid, grid[chosen], cores)
+        _entry(bundle, choice, canvas, grid, grid[chosen], cores).model_copy(update=lone)
         for canvas, grid in zip(bundle.manifest.canvases, grids, strict=True)
     ]
 
@@ -107,6 +114,8 @@ def tabulate(entries: list[Entry], cores: int) -> Table:
     table = Table(Column("model", overflow="fold"), *columns)
     for entry in entries:
         title = f"{entry.model} {entry.canvas}, {entry.runtime} {entry.precision}"
+        if entry.lone_threads:
+            title += f"; a lone picture on {entry.lone_threads} threads"
         for index, layout in enumerate(entry.grid):
             point = pick_batch(layout, cores)
             picked = (layout.streams, layout.threads) == (entry.streams, entry.threads)

@@ -1,10 +1,11 @@
 """Which of the measured set-ups serves best.
 
 What counts are the pictures per second that a whole server reaches on this machine, whose cores
-also decode and format (see ``served_per_s``), within two limits. A lone picture must not pay for
-it: at most half a millisecond or a tenth more than in the set-up that answers it fastest. And what
-is noise on a busy machine must not: more streams and threads, or a larger batch that is not quick
-(pictures wait for each other in it), must bring more than GAIN.
+also decode and format (see ``served_per_s``). What is noise on a busy machine must not: more
+streams and threads, or a larger batch that is not quick (pictures wait for each other in it), must
+bring more than GAIN. And a lone picture must not pay for it: at most half a millisecond or a tenth
+more than in the set-up that answers it fastest, or else it gets that set-up beside the other. A
+network of more than TWICE_PARAMETERS is not held twice, and has to do with a prompt one.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from service.tuning import Layout, Point
 GAIN = 0.03
 SLOWER_S = 0.0005
 SLOWER = 1.1
+TWICE_PARAMETERS = 150_000_000
 QUICK_S = 0.02
 """Nobody notices a wait for others this long, and every batch has a cost of its own outside."""
 REST_CPU_S = 0.003
@@ -25,18 +27,25 @@ def served_per_s(point: Point, cores: int) -> float:
     return min(point.images_per_s, cores / (point.cpu_s + REST_CPU_S))
 
 
-def pick_layout(canvases: Sequence[Sequence[Layout]], cores: int) -> int:
-    """Index of the layout to use on every canvas; all canvases have the same layouts, the simplest
-    first.
+def pick_layout(canvases: Sequence[Sequence[Layout]], cores: int, prompt: bool = True) -> int:
+    """Index of the layout to use on every canvas, of the ``prompt`` ones or of all; all canvases
+    have the same layouts, the simplest first.
     """
-    count = range(len(canvases[0]))
-    able = [index for index in count if all(_is_prompt(layouts, index) for layouts in canvases)]
-    able = able or [min(count, key=lambda index: sum(c[index].latency_s for c in canvases))]
+    able = list(range(len(canvases[0])))
+    if prompt:
+        able = [index for index in able if _is_prompt(canvases, index)] or [_promptest(canvases)]
     chosen = able[0]
     for index in able[1:]:
         if _score(canvases, index, cores) > _score(canvases, chosen, cores) * (1 + GAIN):
             chosen = index
     return chosen
+
+
+def pick_lone_threads(canvases: Sequence[Sequence[Layout]], chosen: int) -> int:
+    """Threads for a lone picture's own runtime; 0 where the chosen layout is prompt."""
+    if _is_prompt(canvases, chosen):
+        return 0
+    return canvases[0][_promptest(canvases)].threads
 
 
 def pick_batch(layout: Layout, cores: int) -> Point:
@@ -49,9 +58,19 @@ def pick_batch(layout: Layout, cores: int) -> Point:
     return quick[-1] if quick else able[0]
 
 
-def _is_prompt(layouts: Sequence[Layout], index: int) -> bool:
-    fastest_s = min(layout.latency_s for layout in layouts)
-    return layouts[index].latency_s <= max(fastest_s + SLOWER_S, fastest_s * SLOWER)
+def _is_prompt(canvases: Sequence[Sequence[Layout]], index: int) -> bool:
+    for layouts in canvases:
+        fastest_s = min(layout.latency_s for layout in layouts)
+        if layouts[index].latency_s > max(fastest_s + SLOWER_S, fastest_s * SLOWER):
+            return False
+    return True
+
+
+def _promptest(canvases: Sequence[Sequence[Layout]]) -> int:
+    return min(
+        range(len(canvases[0])),
+        key=lambda index: sum(layouts[index].latency_s for layouts in canvases),
+    )
 
 
 def _score(canvases: Sequence[Sequence[Layout]], index: int, cores: int) -> float:

@@ -27,13 +27,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Model:
-    """One served bundle, what runs it and how, and its compiled graphs by (kind, canvas)."""
+    """One served bundle, what runs it and how, and its compiled graphs by (kind, canvas); those for
+    a lone picture, where it has its own, by canvas.
+    """
 
     bundle: Bundle
     choice: Choice
     plan: Plan
     threads: int = 0
     runtimes: dict[tuple[str, str], Runtime] = field(default_factory=dict)
+    lone: dict[str, Runtime] = field(default_factory=dict)
 
 
 class Ran(NamedTuple):
@@ -79,6 +82,12 @@ class Models:
                 report(f"warming up {name} {canvas}")
                 for batch in sorted({1, self._batch(model, str(canvas))}):
                     _warm_up(runtime, batch)
+                if plan.lone_threads:
+                    report(f"compiling {name} {canvas} for a lone picture")
+                    model.lone[str(canvas)] = open_runtime(
+                        bundle, "serve", canvas, choice, plan.lone_threads, self._cache
+                    )
+                    _warm_up(model.lone[str(canvas)], 1)
             self._models[name] = model
         self._explain_plans()
 
@@ -115,8 +124,11 @@ class Models:
             for name, model in list(self._models.items())  # another thread may be loading
         }
 
-    def run(self, group: Group, items: list[Arrays], outputs: list[Outputs]) -> Ran:
+    def run(
+        self, group: Group, items: list[Arrays], outputs: list[Outputs], lone: bool = False
+    ) -> Ran:
         """Run one batch and take it apart again; each item gets the ``outputs`` that it names.
+        A ``lone`` picture has all cores to itself.
 
         Raises:
             RuntimeFailed: an output has not one row per item, or is not finite. What nobody asked
@@ -124,7 +136,8 @@ class Models:
             Exception: whatever the runtime raises.
         """
         model = self._models[group.model]
-        runtime = model.runtimes.get((group.graph, group.canvas))
+        runtime = model.lone.get(group.canvas) if lone and group.graph == "serve" else None
+        runtime = runtime or model.runtimes.get((group.graph, group.canvas))
         if runtime is None:
             height, width = map(int, group.canvas.split("x"))
             runtime = self._open(model, group.graph, Size(height=height, width=width))

@@ -193,14 +193,14 @@ class Worker:
                     job, DeadlineExceeded("the deadline passed while the picture was queued")
                 )
             if batch.jobs:
-                self._run(batch.jobs)
+                self._run(batch.jobs, batch.lone)
         finally:
             if batch.jobs:
                 with self._changed:
                     self._scheduler.finish(batch.jobs[0].group)
             self._wake()
 
-    def _run(self, jobs: list[Job]) -> None:
+    def _run(self, jobs: list[Job], lone: bool = False) -> None:
         for peer in {job.id[0] for job in jobs}:
             ids = [job.id[1] for job in jobs if job.id[0] == peer]
             self._send(peer, {"type": "started", "ids": ids})
@@ -208,7 +208,8 @@ class Worker:
         started_s = time.monotonic()
         try:
             items = [job.inputs for job in jobs]
-            ran = self._models.run(jobs[0].group, items, [job.outputs for job in jobs])
+            outputs = [job.outputs for job in jobs]
+            ran = self._models.run(jobs[0].group, items, outputs, lone)
             answered = list(zip(jobs, ran.outputs, strict=True))
         except Exception as error:
             self._fail(jobs, error)

@@ -46,10 +46,13 @@ class Job:
 
 
 class Batch(NamedTuple):
-    """What ``next_batch`` took off the queue: jobs to run, and jobs whose deadline had passed."""
+    """What ``next_batch`` took off the queue: jobs to run, and jobs whose deadline had passed;
+    ``lone`` is a single job with nothing running or waiting beside it.
+    """
 
     jobs: list[Job]
     late: list[Job]
+    lone: bool = False
 
 
 class Scheduler:
@@ -125,7 +128,9 @@ class Scheduler:
         if group is None:
             return Batch([], late)
         self._running[group] += 1
-        return Batch(self._collect(group, now_s, late), late)
+        jobs = self._collect(group, now_s, late)
+        beside = len(self._waiting) + self._running.total() - 1
+        return Batch(jobs, late, lone=len(jobs) == 1 and not beside)
 
     def finish(self, group: Group) -> None:
         """A batch of this group has run: its stream is free again."""

@@ -56,7 +56,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeRuntime]:
         choice: Choice,
         threads: int,
         cache: object,
-        streams: int,
+        streams: int = 1,
     ) -> FakeRuntime:
         assert (str(canvas), choice) == ("8x8", Choice("openvino", "bf16"))
         found.append(FakeRuntime(kind, threads, streams))
@@ -216,6 +216,23 @@ def test_a_tuned_model_has_its_streams_and_its_batch_within_the_limit(
         assert (found.best_batch(EXPLAIN), found.streams(EXPLAIN)) == (min(8, limit), 1)
         assert found.describe()["tiny"]["tuned"]
     assert "default streams" not in caplog.text
+
+
+def test_a_lone_picture_runs_in_a_runtime_of_its_own_where_tuning_says_so(
+    tmp_path: Path, opened: list[FakeRuntime]
+) -> None:
+    bundle = load_bundle(write_bundle(tmp_path, manifest_of()))
+    (tmp_path / "tuning.json").write_text(tuned_here(bundle, lone_threads=7))
+    found = Models(Settings(repository=tmp_path, device="cpu", precision="bf16"))
+    found.load(lambda phase: None)
+    shared, own = opened
+    assert (shared.streams, own.streams, own.threads) == (2, 1, 7)
+    for runtime in opened:
+        runtime.batches.clear()
+    found.run(SERVE, [item(1)], [None], lone=True)
+    found.run(SERVE, [item(1)], [None])
+    found.run(SERVE, [item(1), item(2)], [None] * 2)
+    assert (own.batches, shared.batches) == ([1], [1, 2])
 
 
 def test_tuning_that_does_not_fit_is_passed_over_aloud(

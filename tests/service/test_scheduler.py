@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.errors import Overloaded
-from service.worker.scheduler import Group, Job, Scheduler
+from service.worker.scheduler import Batch, Group, Job, Scheduler
 
 SMALL, LARGE = Group("vit", "serve", "8x8"), Group("vit", "serve", "16x16")
 EXPLAIN = Group("vit", "explain", "8x8")
@@ -47,7 +47,7 @@ def numbers(jobs: list[Job]) -> list[int]:
 
 
 def test_an_empty_queue_gives_an_empty_batch() -> None:
-    assert scheduler(Clock(), streams=9).next_batch() == ([], [])
+    assert scheduler(Clock(), streams=9).next_batch() == Batch([], [])
 
 
 def test_a_single_job_runs_at_once_and_waits_for_no_company() -> None:
@@ -55,6 +55,19 @@ def test_a_single_job_runs_at_once_and_waits_for_no_company() -> None:
     queue.admit(job(1))
     assert numbers(queue.next_batch().jobs) == [1]
     assert (len(queue), queue.waiting_bytes) == (0, 0)
+
+
+def test_a_lone_job_is_one_with_nothing_running_or_waiting_beside_it() -> None:
+    queue = scheduler(Clock(), streams=2)
+    queue.admit(job(1))
+    assert queue.next_batch().lone
+    queue.admit(job(2))
+    assert not queue.next_batch().lone, "another runs"
+    for _ in range(2):
+        queue.finish(SMALL)
+    queue.admit(job(3))
+    queue.admit(job(4))
+    assert not queue.next_batch().lone, "two together"
 
 
 def test_a_batch_takes_the_oldest_of_its_group_up_to_the_best_size() -> None:
@@ -288,7 +301,7 @@ class Queueing(RuleBasedStateMachine):
 
     @rule()
     def next_batch(self) -> None:
-        jobs, late = self.queue.next_batch()
+        jobs, late, _ = self.queue.next_batch()
         now_s = self.clock.now_s
         assert all(job.deadline_s <= now_s for job in late)
         live = [job for job in self.waiting if job.deadline_s > now_s]
@@ -343,7 +356,7 @@ class Queueing(RuleBasedStateMachine):
             for group in self.running.elements():
                 self.queue.finish(group)
             self.running.clear()
-        assert self.queue.next_batch() == ([], [])
+        assert self.queue.next_batch() == Batch([], [])
 
 
 TestQueueing = Queueing.TestCase

@@ -18,7 +18,7 @@ from service.geometry import Size
 from service.settings import DEMO_REPOSITORY
 from service.tune import command, measure
 from service.tune.measure import Contender, Inputs, available_bytes, layouts_of_this_machine
-from service.tune.pick import pick_batch, pick_layout, served_per_s
+from service.tune.pick import pick_batch, pick_layout, pick_lone_threads, served_per_s
 from service.tuning import Layout, Point, read_tuning, this_machine
 from service.worker.runtimes.base import Arrays, Signature
 from service.worker.runtimes.choose import Choice
@@ -79,6 +79,15 @@ def test_where_the_cores_are_short_what_takes_less_of_them_serves_more() -> None
     assert pick_layout([[sober, spins]], MANY_CORES) == 1
     too_slow = layout(1, 0.2, 50, cpu_ms=1)
     assert pick_layout([[too_slow, spins]], 2) == 1
+
+
+def test_what_serves_most_is_picked_where_a_lone_picture_can_have_its_own() -> None:
+    together = [layout(1, 12, 100), layout(2, 17, 110)]
+    assert pick_layout([together], MANY_CORES) == 0
+    assert pick_layout([together], MANY_CORES, prompt=False) == 1
+    assert pick_lone_threads([together], 1) == 4
+    assert pick_lone_threads([together], 0) == 0
+    assert pick_lone_threads([[layout(1, 12, 100), layout(2, 12.4, 110)]], 1) == 0
 
 
 def test_one_layout_serves_every_canvas_of_a_model() -> None:

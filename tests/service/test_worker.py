@@ -55,7 +55,9 @@ class FakeModels:
     def describe(self) -> dict[str, dict[str, str]]:
         return {"vit": RUNNING} if self.may_load.is_set() else {}
 
-    def run(self, group: Group, items: list[Arrays], outputs: list[Outputs]) -> Ran:
+    def run(
+        self, group: Group, items: list[Arrays], outputs: list[Outputs], lone: bool = False
+    ) -> Ran:
         self.entered.set()
         assert self.may_run.wait(PATIENCE_S)
         values = [int(item["x"]) for item in items]
