@@ -155,4 +155,4 @@ def test_http_processes_and_their_threads_share_the_cores(monkeypatch: pytest.Mo
     ]
     assert shared(2, api_processes=4) == (4, 1)
     assert shared(8, api_processes=3) == (3, 3)
-    assert shared(8, decode_threads=7) == (2, 7)
+    assert shared(8, decode_threads=7) == (4, 7)
