@@ -148,9 +148,9 @@ def test_http_processes_and_their_threads_share_the_cores(monkeypatch: pytest.Mo
 
     assert [shared(cores) for cores in (1, 2, 4, 8, 64)] == [
         (1, 1),
-        (1, 2),
-        (1, 4),
-        (2, 4),
+        (2, 1),
+        (2, 2),
+        (4, 2),
         (16, 4),
     ]
     assert shared(2, api_processes=4) == (4, 1)
