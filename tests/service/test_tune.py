@@ -85,6 +85,8 @@ def test_what_serves_most_is_picked_where_a_lone_picture_can_have_its_own() -> N
     together = [layout(1, 12, 100), layout(2, 17, 110)]
     assert pick_layout([together], MANY_CORES) == 0
     assert pick_layout([together], MANY_CORES, prompt=False) == 1
+    close = [layout(1, 12, 100), layout(2, 17, 98), layout(4, 30, 90)]
+    assert pick_layout([close], MANY_CORES, prompt=False) == 1, "most streams of those as good"
     assert pick_lone_threads([together], 1) == 4
     assert pick_lone_threads([together], 0) == 0
     assert pick_lone_threads([[layout(1, 12, 100), layout(2, 12.4, 110)]], 1) == 0
