@@ -6,6 +6,8 @@ import asyncio
 import inspect
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -150,13 +152,8 @@ def verify_models(repository: Repository = DEMO_REPOSITORY) -> None:
 )
 def export_model(context: typer.Context) -> None:
     """Turn a checkpoint into a proven bundle (needs the extra ``export``)."""
-    try:
+    with _export_side("export"):
         from export.cli import export
-    except ModuleNotFoundError as error:
-        raise StartError(
-            f"'saccade export' needs the package {error.name!r}; "
-            "install it with: pip install 'saccade[export]'"
-        ) from None
     command = typer.Typer(pretty_exceptions_enable=False)
     command.command()(export)
     command(args=context.args, prog_name="saccade export")
@@ -235,13 +232,8 @@ def choose_pixels(
     from rich.console import Console
 
     bundle = _find(repository, name)
-    try:
+    with _export_side("models pixels"):
         from export.cli import pixels_line, set_pixels
-    except ModuleNotFoundError as error:
-        raise StartError(
-            f"'saccade models pixels' needs the package {error.name!r}; "
-            "install it with: pip install 'saccade[export]'"
-        ) from None
     line = pixels_line(set_pixels(bundle, pixels, jpeg_scale, images).manifest.decoding)
     Console(soft_wrap=True, highlight=False).print(f"{name}: {line}", markup=False)
 
@@ -265,13 +257,8 @@ def quantize_model(
     The manifest is changed in place; running servers go by it when they are started again.
     """
     bundle = _find(repository, name)
-    try:
+    with _export_side("models quantize"):
         from export.cli import quantize
-    except ModuleNotFoundError as error:
-        raise StartError(
-            f"'saccade models quantize' needs the package {error.name!r}; "
-            "install it with: pip install 'saccade[export]'"
-        ) from None
     quantize(bundle, images)
 
 
@@ -302,6 +289,18 @@ def show_schema() -> None:
     from service.bundle import Manifest
 
     sys.stdout.write(json.dumps(Manifest.model_json_schema(), indent=2) + "\n")
+
+
+@contextmanager
+def _export_side(command: str) -> Iterator[None]:
+    """Say what to install where the offline half of the project, imported inside, is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"'saccade {command}' needs the package {error.name!r}; "
+            "install it with: pip install 'saccade[export]'"
+        ) from None
 
 
 def _find(repository: Path, name: str | None) -> "Bundle":
