@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -22,6 +23,7 @@ from service.worker.link import Result
 from service.worker.runtimes.base import Arrays
 
 Asked = TypeVar("Asked", bound=Options)
+Read = TypeVar("Read")
 JSON = "application/json"
 Work = Callable[[bytes], Awaitable[Answer | str | Response]]
 """Answers one picture; a string is JSON, written off the event loop since it may be long."""
@@ -48,6 +50,22 @@ class Call:
         self.deadline_s = trace.started_s + timeout_s
         self._accept = accept
         self._many = many
+
+    @classmethod
+    def of(
+        cls, request: Request, manifest: Manifest, timeout_s: float | None, many: bool = False
+    ) -> "Call":
+        """The call of a request; ``timeout_s`` is what it asks for, which the server's bounds."""
+        serving: Serving = request.state.serving
+        longest_s = serving.settings.timeout_s
+        return cls(
+            serving,
+            manifest,
+            request.state.trace,
+            longest_s if timeout_s is None else min(longest_s, timeout_s),
+            request.headers.get("accept"),
+            many,
+        )
 
     def media_type(self, offered: Sequence[str]) -> str:
         """Which of the ``offered`` types the client prefers.
@@ -116,21 +134,31 @@ async def answer_planned(
     serving: Serving = request.state.serving
     trace: Trace = request.state.trace
     trace.task = task
-    async with serving.admitted():
-        try:
-            posted = await read_body(request, serving.settings)
-        except ClientDisconnect:
-            return Response(status_code=CLIENT_LEFT)
+
+    async def answer(posted: Posted) -> Response:
         options = parse_options(kind, posted.parameters)
         manifest = serving.find_model(options.model, task)
         trace.model = manifest.name
-        timeout_s = serving.settings.timeout_s
-        if options.timeout_ms is not None:
-            timeout_s = min(timeout_s, options.timeout_ms / 1000)
-        accept = request.headers.get("accept")
-        call = Call(serving, manifest, trace, timeout_s, accept, posted.many)
-        work = _answer_posted(request, posted, plan(call, options))
-        return await _unless_disconnected(request, work)
+        timeout_s = None if options.timeout_ms is None else options.timeout_ms / 1000
+        call = Call.of(request, manifest, timeout_s, posted.many)
+        return await _answer_posted(request, posted, plan(call, options))
+
+    return await answer_read(request, partial(read_body, request, serving.settings), answer)
+
+
+async def answer_read(
+    request: Request,
+    read: Callable[[], Awaitable[Read]],
+    answer: Callable[[Read], Awaitable[Response]],
+) -> Response:
+    """Admit a request, read what its body says, and answer that unless the client leaves."""
+    serving: Serving = request.state.serving
+    async with serving.admitted():
+        try:
+            asked = await read()
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_LEFT)
+        return await _unless_disconnected(request, answer(asked))
 
 
 async def _answer_posted(request: Request, posted: Posted, answer_one: Work) -> Response:

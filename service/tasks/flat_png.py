@@ -6,6 +6,7 @@ times as fast as zlib.
 """
 
 import struct
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,12 @@ _GREY, _RGB = 0, 2
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def grey_png(mask: NDArray[np.bool_]) -> bytes:
-    """One bit a pixel: white where the mask (H, W) is."""
-    bits = np.packbits(mask, axis=1)
-    lines = _lines(len(mask), bits.shape[1])
-    _fill(lines[:, 1:], bits)
-    return _png(mask.shape, 1, _GREY, lines)
+def grey_png(mask: NDArray[np.bool_], depth: Literal[1, 8] = 1) -> bytes:
+    """White where the mask (H, W) is, black elsewhere, in ``depth`` bits a pixel."""
+    pixels = np.packbits(mask, axis=1) if depth == 1 else mask * np.uint8(255)
+    lines = _lines(len(mask), pixels.shape[1])
+    _fill(lines[:, 1:], pixels)
+    return _png(mask.shape, depth, _GREY, lines)
 
 
 def rgb_png(red: NDArray[np.uint8], green: NDArray[np.uint8] | None = None) -> bytes:

@@ -6,7 +6,7 @@ picture of ``size``.
 """
 
 from itertools import pairwise
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import contourpy
 import numpy as np
@@ -26,11 +26,11 @@ class RunLengths(TypedDict):
     counts: str
 
 
-def mask_png(crop: Crop, left: int, top: int, size: Size) -> bytes:
-    """The whole picture, one bit a pixel: white where the mask is."""
+def mask_png(crop: Crop, left: int, top: int, size: Size, depth: Literal[1, 8] = 1) -> bytes:
+    """The whole picture, ``depth`` bits a pixel: white where the mask is."""
     whole = np.zeros((size.height, size.width), dtype=bool)
     whole[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
-    return grey_png(whole)
+    return grey_png(whole, depth)
 
 
 def id_map_png(ids: NDArray[np.uint16]) -> bytes:

@@ -24,6 +24,7 @@ from service.api.schemas.segment import (
 from service.bundle import Manifest, Mode, Segmentation
 from service.errors import InvalidParameter, NotAcceptable
 from service.geometry import Size
+from service.pictures import Picture
 from service.tasks import masks, segment
 from service.tasks.labels import choose_labels
 from service.tasks.overlay import Shown, masks_overlay
@@ -57,7 +58,7 @@ class _Plan:
 
 
 def _plan(call: Call, options: SegmentOptions) -> Work:
-    asked = _asked(call.manifest, options)
+    asked = request_of(call.manifest, options)
     has_map = segment.has_id_map(call.manifest, asked.mode)
     media_type = _media_type(call, options, asked.mode, has_map)
     if options.segment_map and not has_map:
@@ -78,7 +79,12 @@ def _plan(call: Call, options: SegmentOptions) -> Work:
     return partial(_answer, call, plan)
 
 
-def _asked(manifest: Manifest, options: SegmentOptions) -> segment.Request:
+def request_of(manifest: Manifest, options: SegmentOptions) -> segment.Request:
+    """What the options ask for, with the model's defaults for what they leave open.
+
+    Raises:
+        InvalidParameter: the model has no such mode or label.
+    """
     defaults = manifest.segmentation
     assert defaults is not None  # the bundle's loader checks that the task comes with it
     mode = _mode(defaults, options.mode)
@@ -132,15 +138,22 @@ def _media_type(call: Call, options: SegmentOptions, mode: Mode, has_map: bool) 
 async def _answer(call: Call, plan: _Plan, data: bytes) -> str | Response:
     manifest, asked = call.manifest, plan.asked
     picture = await call.picture(data, keep_upright=plan.overlay)
+    found, precision = await find_segments(call, picture, asked)
+    about = call.about(picture, precision)
+    return await call.offload(partial(_encoded, manifest, plan, picture.upright, found, about))
+
+
+async def find_segments(
+    call: Call, picture: Picture, asked: segment.Request
+) -> tuple[segment.Segmentation, str]:
+    """What a picture shows, and the precision that it was found in."""
     limits = {
         "threshold": np.array(asked.threshold, dtype=np.float32),
         "overlap_threshold": np.array(asked.overlap_threshold, dtype=np.float32),
     }
     result = await call.infer(picture, asked.outputs, limits)
-    merge = partial(segment.answer, manifest, picture.placement, result.outputs, asked)
-    found = await call.offload(merge, "postprocess")
-    about = call.about(picture, result.precision)
-    return await call.offload(partial(_encoded, manifest, plan, picture.upright, found, about))
+    merge = partial(segment.answer, call.manifest, picture.placement, result.outputs, asked)
+    return await call.offload(merge, "postprocess"), result.precision
 
 
 def _encoded(
