@@ -4,6 +4,8 @@ import asyncio
 import base64
 import binascii
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,19 +38,13 @@ async def read_body(request: Request, settings: Settings) -> Posted:
         SlowBody: it did not arrive in time.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            if kind == "multipart/form-data":
-                posted = await _read_multipart(request, settings)
-            elif kind == "application/json":
-                posted = _read_json(await request.body())
-            else:
-                posted = Posted([await request.body()], False, {})
-    except TimeoutError:
-        raise SlowBody(
-            f"the body did not arrive within {settings.body_timeout_s:g} seconds",
-            limit=settings.body_timeout_s,
-        ) from None
+    async with _arriving(settings):
+        if kind == "multipart/form-data":
+            posted = await _read_multipart(request, settings)
+        elif kind == "application/json":
+            posted = _read_json(await request.body())
+        else:
+            posted = Posted([await request.body()], False, {})
     if not any(posted.images) and not posted.many:
         raise InvalidBody(
             "the body is empty; send the bytes of a JPEG, PNG or WebP picture, a multipart form "
@@ -57,6 +53,46 @@ async def read_body(request: Request, settings: Settings) -> Posted:
     if len(posted.images) > settings.max_images:
         raise _too_many(len(posted.images), settings)
     return Posted(posted.images, posted.many, dict(request.query_params) | posted.parameters)
+
+
+async def read_bytes(request: Request, settings: Settings) -> bytes:
+    """The body as it came.
+
+    Raises:
+        SlowBody: it did not arrive in time.
+    """
+    async with _arriving(settings):
+        return await request.body()
+
+
+def parse_json(body: bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        InvalidBody: it is none, or nests so deep that it makes no sense.
+    """
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise InvalidBody(f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise InvalidBody("the body is not JSON that makes sense: it nests too deep") from None
+
+
+def decode_base64(text: Any) -> bytes:
+    """A picture out of JSON, with or without the head of a data URL.
+
+    Raises:
+        InvalidBody: it is no text, or not base64.
+    """
+    if not isinstance(text, str):
+        raise InvalidBody(f"a picture in JSON must be a base64 string, found {type(text).__name__}")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)  # tools break lines
+    except (binascii.Error, ValueError) as error:
+        raise InvalidBody(f"a picture in JSON is not base64: {error}") from None
 
 
 def parse_options(kind: type[Options], parameters: dict[str, Any]) -> Options:
@@ -78,6 +114,18 @@ def parse_options(kind: type[Options], parameters: dict[str, Any]) -> Options:
             else:
                 sentences.append(f"{name}: {fault['msg']}, found {fault['input']!r:.80}")
         raise InvalidParameter("; ".join(sentences), parameters=names) from None
+
+
+@asynccontextmanager
+async def _arriving(settings: Settings) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            yield
+    except TimeoutError:
+        raise SlowBody(
+            f"the body did not arrive within {settings.body_timeout_s:g} seconds",
+            limit=settings.body_timeout_s,
+        ) from None
 
 
 async def _read_multipart(request: Request, settings: Settings) -> Posted:
@@ -103,30 +151,14 @@ async def _read_multipart(request: Request, settings: Settings) -> Posted:
 
 
 def _read_json(body: bytes) -> Posted:
-    try:
-        document = json.loads(body)
-    except ValueError as error:
-        raise InvalidBody(f"the body is not JSON: {error}") from None
-    except RecursionError:
-        raise InvalidBody("the body is not JSON that makes sense: it nests too deep") from None
+    document = parse_json(body)
     if not isinstance(document, dict) or ("image" in document) == ("images" in document):
         raise InvalidBody("JSON must be an object with 'image' (base64) or 'images' (a list)")
     many = "images" in document
     encoded = document.pop("images") if many else [document.pop("image")]
     if not isinstance(encoded, list) or not encoded:
         raise InvalidBody("'images' must be a list of at least one base64 string")
-    return Posted([_decode_base64(text) for text in encoded], many, document)
-
-
-def _decode_base64(text: Any) -> bytes:
-    if not isinstance(text, str):
-        raise InvalidBody(f"a picture in JSON must be a base64 string, found {type(text).__name__}")
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)  # tools break lines
-    except (binascii.Error, ValueError) as error:
-        raise InvalidBody(f"a picture in JSON is not base64: {error}") from None
+    return Posted([decode_base64(text) for text in encoded], many, document)
 
 
 def _too_many(found: int, settings: Settings) -> TooLarge:
