@@ -17,7 +17,7 @@ import typer
 
 from service.errors import BadBundle, ServiceError, StartError
 from service.logs import configure_logging
-from service.settings import DEMO_REPOSITORY, PREFIX, Settings, load_settings
+from service.settings import DEMO_REPOSITORY, PREFIX, SECRETS, Settings, load_settings
 
 if TYPE_CHECKING:
     from service.bundle import Bundle
@@ -71,10 +71,14 @@ def serve(**flags: str | None) -> None:
 
 
 def _flags() -> list[inspect.Parameter]:
-    """One optional flag for every field of Settings, so that the two cannot differ."""
+    """One optional flag for every field of Settings but secrets, so that the two cannot differ."""
     parameters = []
     for name, field in Settings.model_fields.items():
-        default = "demo" if name == "repository" else field.default
+        if name in SECRETS:
+            continue
+        default = (
+            "demo" if name == "repository" else "none" if field.default == "" else field.default
+        )
         text = f"{field.description} [{PREFIX}{name.upper()}; default: {default}]"
         option = typer.Option("--" + name.replace("_", "-"), help=text, show_default=False)
         parameters.append(

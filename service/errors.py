@@ -5,6 +5,7 @@
                             UnknownModel          UnsupportedFormat           WorkerLost
                             UnsupportedTask       TooLarge                    DeadlineExceeded
                             InvalidBody                                       NotReady
+                            CannotLoad
 
 A message says what was found, what is allowed, and what to do. ``ClientError`` is the caller's to
 mend, ``ServerError`` ours; ``StartError`` stops the start of a process.
@@ -45,6 +46,18 @@ class ClientError(ServiceError):
     code = "client_error"
 
 
+class Unauthorized(ClientError):
+    """A key is needed, and none was shown or nobody holds it."""
+
+    code = "unauthorized"
+
+
+class Forbidden(ClientError):
+    """The key is good, and not for this."""
+
+    code = "forbidden"
+
+
 class InvalidBody(ClientError):
     """The body is not what its content type says: broken form or JSON, no picture, bad base64."""
 
@@ -69,6 +82,12 @@ class UnsupportedTask(ClientError):
     code = "unsupported_task"
 
 
+class CannotLoad(ClientError):
+    """The version to load is damaged, or nothing here may run it; what was served goes on."""
+
+    code = "cannot_load"
+
+
 class BadImage(ClientError):
     """The bytes claim an allowed format and cannot be decoded."""
 
@@ -85,6 +104,24 @@ class TooLarge(ClientError):
     """More bytes, pixels, pictures or frames than the server accepts."""
 
     code = "too_large"
+
+
+class UrlRefused(ClientError):
+    """Pictures are not fetched from this URL, whatever is there."""
+
+    code = "url_refused"
+
+
+class UrlFailed(ClientError):
+    """The picture could not be fetched from its URL."""
+
+    code = "url_failed"
+
+
+class Quarantined(ClientError):
+    """The worker died again and again while it ran this very picture, and nothing else."""
+
+    code = "quarantined"
 
 
 class NotAcceptable(ClientError):
@@ -133,6 +170,12 @@ class WorkerLost(RetryLater):
     """The worker died while it held this job, and could not be retried."""
 
     code = "worker_lost"
+
+
+class OutOfMemory(RetryLater):
+    """There is not enough memory even for this picture alone."""
+
+    code = "out_of_memory"
 
 
 class DeadlineExceeded(ServerError):

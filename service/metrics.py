@@ -12,8 +12,28 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 STAGES = ("wait", "decode", "preprocess", "queue", "infer", "postprocess", "encode")
-REJECTIONS = ("overloaded", "not_ready", "worker_lost", "too_large", "deadline_exceeded")
+REJECTIONS = (
+    "unauthorized",
+    "forbidden",
+    "overloaded",
+    "not_ready",
+    "worker_lost",
+    "out_of_memory",
+    "quarantined",
+    "too_large",
+    "deadline_exceeded",
+)
 CANCEL_STAGES = ("decode", "queue", "postprocess", "encode")
+CLOSINGS = (
+    "idle",
+    "crowded",
+    "refused",
+    "slow_headers",
+    "large_headers",
+    "slow_body",
+    "stalled",
+    "malformed",
+)
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 _SECONDS = tuple(0.0005 * 2**power for power in range(16))  # 0.5 ms to 16 s
@@ -63,9 +83,21 @@ class Metrics:
             ["stage"],
             registry=r,
         )
+        self.closings = Counter(
+            "saccade_connections_closed",
+            "Connections closed against the client's will, by what they kept us waiting for",
+            ["reason"],
+            registry=r,
+        )
         self.isolated_failures = Counter(
             "saccade_isolated_failures",
             "Pictures that failed when their batch was run one by one",
+            ["model"],
+            registry=r,
+        )
+        self.halved_batches = Counter(
+            "saccade_halved_batches",
+            "Batches that did not fit into memory and were run in halves",
             ["model"],
             registry=r,
         )
@@ -103,8 +135,11 @@ class Metrics:
                 self.stage_seconds.labels(model, stage)
             self.batch_size.labels(model)
             self.isolated_failures.labels(model)
+            self.halved_batches.labels(model)
         for reason in REJECTIONS:
             self.rejections.labels(reason)
+        for reason in CLOSINGS:
+            self.closings.labels(reason)
         for stage in CANCEL_STAGES:
             self.cancellations.labels(stage)
 

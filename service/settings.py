@@ -4,25 +4,37 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.cores import usable_cores
 from service.errors import BadSettings
+from service.keys import parse_keys
 
 PREFIX = "SACCADE_"
 MOST_PROCESSES = 16  # unless asked for
+SECRETS = frozenset({"api_keys", "admin_keys"})
+"""Read from the environment only: flags can be seen in the list of processes."""
+HOST = re.compile(
+    r"(?=.{1,253}$)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
+)
+"""A host name in lower case; no way to write an address fits, for the last label has a letter."""
 DEMO_REPOSITORY = Path(__file__).parent / "demo" / "repository"
+
+_ORIGIN = re.compile(r"\*|https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
 
 class Settings(BaseSettings):
     """Immutable; read once at the start of a process (see ``load_settings``)."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     repository: Path = Field(
         default=DEMO_REPOSITORY, description="Model repository; without it the bundled demo models"
@@ -85,12 +97,117 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(
         default=30.0, gt=0, le=3600, description="Seconds that a body may take to arrive"
     )
+    batch_timeout_s: float = Field(
+        default=20.0,
+        ge=1,
+        le=3600,
+        description="Seconds a batch may run, or the worker be silent, before it is killed",
+    )
+    probe_every_s: float = Field(
+        default=5.0,
+        ge=0.1,
+        le=3600,
+        description="Seconds without a pass after which an idle worker runs a small one",
+    )
+    liveness_s: float = Field(
+        default=60.0, ge=2, le=86400, description="Seconds without a pass after which /livez fails"
+    )
+    drain_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="Seconds to accept requests after SIGTERM, while /readyz is 503 already",
+    )
+    max_connections: int = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="Connections per HTTP process; past it, the one idle for longest is closed",
+    )
+    header_timeout_s: float = Field(
+        default=10.0, gt=0, le=3600, description="Seconds that a request's headers may take"
+    )
+    idle_timeout_s: float = Field(
+        default=75.0,
+        ge=1,
+        le=3600,
+        description="Seconds that a connection may wait for its next request; "
+        "more than a load balancer keeps one",
+    )
     grace_s: float = Field(
         default=20.0, ge=0, le=3600, description="Seconds to finish accepted work at shutdown"
+    )
+    api_keys: SecretStr = Field(
+        default=SecretStr(""),
+        description="Keys that open the server, NAME:KEY or KEY, separated by commas; "
+        "in the environment only, for a process list shows flags",
+    )
+    api_keys_file: str = Field(
+        default="", description="File of such keys, one a line; read again when it changes"
+    )
+    admin_keys: SecretStr = Field(
+        default=SecretStr(""),
+        description="Keys of the admin routes, which are off without; in the environment only",
+    )
+    admin_keys_file: str = Field(
+        default="", description="File of admin keys, one a line; read again when it changes"
+    )
+    metrics_access: Literal["key", "open", "off"] = Field(
+        default="key", description="/metrics: asks for a key like the rest, for none, or is off"
+    )
+    tls_certificate: str = Field(
+        default="", description="File of the certificate chain in PEM form; with it, only HTTPS"
+    )
+    tls_key: str = Field(
+        default="", description="File of its private key, where the certificate's does not hold it"
+    )
+    cors_origins: str = Field(
+        default="",
+        description="Origins whose pages may ask and read answers, separated by commas; * for all",
+    )
+    url_hosts: str = Field(
+        default="",
+        description="Hosts that pictures may be fetched from, names or *.names, separated by "
+        "commas; without any, pictures by URL are off",
+    )
+    url_timeout_s: float = Field(
+        default=5.0, gt=0, le=300, description="Seconds that fetching a picture may take"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe line that is logged"
     )
+
+    @field_validator("api_keys", "admin_keys")
+    @classmethod
+    def _holds_keys(cls, value: SecretStr) -> SecretStr:
+        parse_keys(value.get_secret_value())
+        return value
+
+    @field_validator("tls_key")
+    @classmethod
+    def _has_a_certificate(cls, value: str, others: ValidationInfo) -> str:
+        if value and not others.data.get("tls_certificate"):
+            raise ValueError("it needs --tls-certificate, which is not given")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _holds_origins(cls, value: str) -> str:
+        for origin in split_list(value):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError("an origin is * or like https://example.org:8443, without a path")
+        return value
+
+    @field_validator("url_hosts")
+    @classmethod
+    def _holds_hosts(cls, value: str) -> str:
+        for host in split_list(value):
+            if not HOST.fullmatch(host.removeprefix("*.")):
+                raise ValueError(
+                    "a host is a name in lower case with a dot, like images.example.org, "
+                    "or *.example.org for all below it; never an address"
+                )
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -132,7 +249,17 @@ class Settings(BaseSettings):
 
     def to_environment(self) -> dict[str, str]:
         """The variables from which a child process reads the same settings again."""
-        return {PREFIX + name.upper(): str(value) for name, value in self.model_dump().items()}
+        return {
+            PREFIX + name.upper(): value.get_secret_value()
+            if isinstance(value, SecretStr)
+            else str(value)
+            for name, value in self.model_dump().items()
+        }
+
+
+def split_list(text: str) -> list[str]:
+    """The entries of a setting that is a list."""
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
 
 
 def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
@@ -157,6 +284,9 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
         for fault in error.errors():
             name = str(fault["loc"][0])
             flag = "--" + name.replace("_", "-")
+            if name in SECRETS:  # which the message must not repeat
+                sentences.append(f"{PREFIX}{name.upper()}: {fault['msg']}")
+                continue
             sentences.append(
                 f"{flag} ({PREFIX}{name.upper()}): {fault['msg']}, found {fault['input']!r}"
             )

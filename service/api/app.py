@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import models, ops, tasks
 from service.api.problems import install_handlers, refuse
-from service.api.security import BodyLimit
+from service.api.security import Access, BodyLimit, access_rules
 from service.api.serving import Serving
 from service.bundle import load_repository
 from service.errors import ServiceError
@@ -72,6 +72,7 @@ def assemble(
         lifespan=lifespan,
         middleware=[
             Middleware(RequestContext, metrics=metrics),
+            Middleware(Access, **access_rules(settings)),
             Middleware(
                 BodyLimit,
                 max_bytes=settings.max_body_bytes,

@@ -11,22 +11,29 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from service import errors
-from service.errors import RetryLater, ServiceError
+from service.errors import RetryLater, ServiceError, Unauthorized
 from service.metrics import REJECTIONS
 
 STATUS: dict[type[ServiceError], int] = {
     ServiceError: 500,
     errors.ClientError: 400,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
     errors.UnknownModel: 404,
     errors.NotAcceptable: 406,
     errors.SlowBody: 408,
+    errors.CannotLoad: 409,
     errors.TooLarge: 413,
     errors.UnsupportedFormat: 415,
     errors.InvalidParameter: 422,
     errors.UnsupportedTask: 422,
+    errors.Quarantined: 422,
+    errors.UrlRefused: 422,
+    errors.UrlFailed: 424,
     errors.Overloaded: 429,
     errors.NotReady: 503,
     errors.WorkerLost: 503,
+    errors.OutOfMemory: 503,
     errors.DeadlineExceeded: 504,
 }
 MEDIA_TYPE = "application/problem+json"
@@ -52,6 +59,8 @@ def response_of(error: ServiceError, request: Request) -> Response:
     headers = {}
     if isinstance(error, RetryLater):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     return _response(problem_of(error, request), headers)
 
 

@@ -1,8 +1,122 @@
-"""What a request may cost before anyone looks at it: bytes, counted while they stream in."""
+"""Who may ask, and what a request may cost before anyone looks at it: bytes, counted while they
+stream in.
+"""
 
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Overloaded, TooLarge
+from service.api.problems import refuse
+from service.errors import Forbidden, Overloaded, TooLarge, Unauthorized
+from service.keys import KeyRing
+from service.settings import Settings
+
+HEALTH = "/livez", "/readyz", "/startupz", "/health", "/healthz", "/ping"
+PROBES = frozenset((*HEALTH, "/v2/health/live", "/v2/health/ready"))
+"""What orchestrators ask, who have no key; it tells nothing but yes or no."""
+METRICS = "/metrics"
+
+_HOW = "send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+
+
+def access_rules(settings: Settings) -> dict[str, Any]:
+    """Arguments for ``Access``.
+
+    Raises:
+        BadSettings: a file of keys cannot be read or understood.
+    """
+    listed = settings.api_keys.get_secret_value(), settings.admin_keys.get_secret_value()
+    return {
+        "callers": KeyRing(listed[0], settings.api_keys_file, "--api-keys-file"),
+        "admins": KeyRing(listed[1], settings.admin_keys_file, "--admin-keys-file"),
+        "open_paths": PROBES | ({METRICS} if settings.metrics_access == "open" else frozenset()),
+    }
+
+
+class Access:
+    """ASGI middleware: asks for a key where there are any, on every route but the probes.
+
+    It leaves in ``scope["state"]`` itself as ``access``, for ``require_admin``, and the ``client``
+    for whoever shares among clients: the name of the key, or else the address of the peer.
+    """
+
+    def __init__(
+        self, app: ASGIApp, callers: KeyRing, admins: KeyRing, open_paths: frozenset[str] = PROBES
+    ) -> None:
+        self._app = app
+        self._callers = callers
+        self._admins = admins
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        peer = scope["client"]
+        state = scope["state"]
+        state["access"] = self
+        state["client"] = peer[0] if peer else "local"
+        if self._callers and scope["path"] not in self._open_paths:
+            try:
+                state["client"] = self._caller(scope["headers"])
+            except Unauthorized as error:
+                await refuse(error, Request(scope))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def require_admin(self, connection: HTTPConnection) -> None:
+        """As the function of that name."""
+        if not self._admins:
+            raise HTTPException(404)
+        shown = _shown(connection.scope["headers"])
+        if shown is not None and self._admins.find(shown) is not None:
+            return
+        if shown is not None and self._callers.find(shown) is not None:
+            raise Forbidden("this needs an admin key; the key that was sent is for pictures only")
+        raise _unauthorized(shown, "an admin key")
+
+    def _caller(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """The name that goes with the key; an admin key opens everything."""
+        shown = _shown(headers)
+        name = None
+        if shown is not None:
+            name = self._callers.find(shown) or self._admins.find(shown)
+        if name is None:
+            raise _unauthorized(shown, "a key")
+        return name
+
+
+def require_admin(request: Request) -> None:
+    """Let only those pass who show an admin key.
+
+    Raises:
+        HTTPException: 404, no admin keys are set, so that there is no such route.
+        Unauthorized: no key was shown, or nobody holds it.
+        Forbidden: the key opens only what all may do.
+    """
+    access: Access = request.state.access
+    access.require_admin(request)
+
+
+def _shown(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The key in a request's headers; a bearer token comes first."""
+    found = None
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip()
+        if name == b"x-api-key":
+            found = value.strip()
+    return found
+
+
+def _unauthorized(shown: bytes | None, kind: str) -> Unauthorized:
+    if shown is None:
+        return Unauthorized(f"this needs {kind}; {_HOW}")
+    return Unauthorized(f"this needs {kind}, and nobody holds the one that was sent")
 
 
 class BodyLimit:

@@ -52,6 +52,8 @@ def test_the_table_is_the_promised_one() -> None:
     assert found == {
         "invalid_body": 400,
         "bad_image": 400,
+        "unauthorized": 401,
+        "forbidden": 403,
         "unknown_model": 404,
         "not_acceptable": 406,
         "slow_body": 408,
@@ -59,7 +61,9 @@ def test_the_table_is_the_promised_one() -> None:
         "unsupported_format": 415,
         "invalid_parameter": 422,
         "unsupported_task": 422,
-    } | {code: found[code] for code in found.keys() & {"unauthorized", "forbidden"}}
+        "url_refused": 422,
+        "url_failed": 424,
+    }
     found = {kind.code: status_of(kind("x")) for kind in leaves(ServerError)}
     assert found == {
         "overloaded": 429,

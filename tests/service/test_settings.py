@@ -1,12 +1,15 @@
 """Settings: flags, then the environment, then defaults; wrong ones stop the start."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from service.cli import serve
 from service.errors import BadSettings
-from service.settings import PREFIX, Settings, load_settings
+from service.settings import PREFIX, SECRETS, Settings, load_settings
 
 OTHER_VALUES: dict[str, Any] = {
     "repository": Path("/models here/ünd"),
@@ -28,7 +31,21 @@ OTHER_VALUES: dict[str, Any] = {
     "max_pixels": 5000,
     "timeout_s": 1.25,
     "body_timeout_s": 0.1 + 0.2,
+    "batch_timeout_s": 7.5,
+    "probe_every_s": 0.25,
+    "liveness_s": 45.0,
+    "drain_delay_s": 3.0,
     "grace_s": 0.0,
+    "api_keys": SecretStr("anna:0123456789abcdef,sha256:" + 64 * "0"),
+    "api_keys_file": "/run/secrets/säccade keys",
+    "admin_keys": SecretStr("fedcba9876543210"),
+    "admin_keys_file": "/run/secrets/admin",
+    "metrics_access": "open",
+    "tls_certificate": "/run/secrets/tls.crt",
+    "tls_key": "/run/secrets/tls.key",
+    "cors_origins": "https://example.org, http://localhost:3000",
+    "url_hosts": "images.example.org, *.example.com",
+    "url_timeout_s": 2.5,
     "log_level": "debug",
 }
 
@@ -87,6 +104,17 @@ def test_variables_of_others_are_none_of_our_business(monkeypatch: pytest.Monkey
         ("grace_s", "inf", "3600"),
         ("log_level", "loud", "'warning'"),
         ("host", "", "1 character"),
+        ("metrics_access", "closed", "'off'"),
+        ("tls_key", "server.key", "--tls-certificate"),
+        ("cors_origins", "https://example.org/", "without a path"),
+        ("cors_origins", "example.org", "https://example.org"),
+        ("url_hosts", "*", "*.example.org"),
+        ("url_hosts", "*.*.org", "*.example.org"),
+        ("url_hosts", "localhost", "with a dot"),
+        ("url_hosts", "10.0.0.1", "never an address"),
+        ("url_hosts", "0x7f.0x1", "never an address"),
+        ("url_hosts", "[::1]", "never an address"),
+        ("url_hosts", "Example.org", "lower case"),
     ],
 )
 def test_a_wrong_value_names_the_setting_what_was_found_and_what_is_allowed(
@@ -103,6 +131,27 @@ def test_a_wrong_value_names_the_setting_what_was_found_and_what_is_allowed(
     assert PREFIX + name.upper() in said
     assert f"found {value!r}" in said
     assert allowed in said
+
+
+@pytest.mark.parametrize("name", sorted(SECRETS))
+@pytest.mark.parametrize("wrong", ["short-secret", "0123456789abcdef,two words of secret"])
+def test_a_wrong_secret_is_named_and_never_repeated(
+    monkeypatch: pytest.MonkeyPatch, name: str, wrong: str
+) -> None:
+    monkeypatch.setenv(PREFIX + name.upper(), wrong)
+    with pytest.raises(BadSettings, match=PREFIX + name.upper()) as refused:
+        load_settings()
+    assert "secret" not in str(refused.value)
+    with pytest.raises(ValueError, match="is no key") as bare:
+        Settings()
+    assert "secret" not in str(bare.value)
+
+
+def test_secrets_are_no_flags_and_do_not_show_in_what_is_printed() -> None:
+    flags = inspect.signature(serve).parameters
+    assert flags.keys() == Settings.model_fields.keys() - SECRETS
+    settings = Settings(api_keys=SecretStr("0123456789abcdef"))
+    assert "0123456789abcdef" not in f"{settings!r} {settings} {settings.model_dump()}"
 
 
 def test_every_wrong_setting_is_named_at_once() -> None:
@@ -131,7 +180,8 @@ def test_a_child_reads_the_same_settings_from_the_environment(
 
 def test_every_field_is_described_and_every_default_is_within_its_own_bounds() -> None:
     assert all(field.description for field in Settings.model_fields.values())
-    defaults = {name: str(field.default) for name, field in Settings.model_fields.items()}
+    environment = Settings().to_environment()
+    defaults = {name: environment[PREFIX + name.upper()] for name in Settings.model_fields}
     assert load_settings(defaults) == Settings()
 
 
