@@ -3,6 +3,7 @@
 import base64
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 from service.api.files import ANSWER_HEADER
@@ -22,12 +23,14 @@ _SUMMARY = {
 }
 _PROBLEMS = {
     400: "The body, or the picture in it, cannot be read",
+    401: "A key is needed, and none that is known was sent",
     404: "There is no such model",
     406: "None of the media types in Accept is offered",
     408: "The body came too slowly",
     413: "Too many bytes, pixels or pictures",
     415: "Not a JPEG, PNG or WebP picture",
     422: "A parameter is unknown or out of range",
+    424: "The picture could not be fetched from its URL",
     429: "The queue is full; come back after Retry-After seconds",
     500: "The model failed on this picture",
     503: "The worker is not ready; come back after Retry-After seconds",
@@ -53,12 +56,10 @@ def describe(
     }
     if files:
         responses[200]["headers"] = {ANSWER_HEADER: _SUMMARY}
-    problems = {status: text for status, text in _PROBLEMS.items() if files or status != 406}
-    for status, text in problems.items():
-        responses[status] = {
-            "description": text,
-            "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
-        }
+    problems = problem_responses()
+    if not files:
+        del problems[406]
+    responses |= problems
     return {
         "responses": responses,
         "openapi_extra": {
@@ -66,6 +67,28 @@ def describe(
             "requestBody": {"required": True, "content": _bodies(properties)},
         },
     }
+
+
+def problem_responses() -> dict[int | str, dict[str, Any]]:
+    """Every problem that a request for pictures can end in."""
+    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    return {status: {"description": text, "content": content} for status, text in _PROBLEMS.items()}
+
+
+def describe_keys(app: FastAPI) -> None:
+    """Say in the document that a key is needed, and in which headers it may come."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        document["components"]["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        document["security"] = [{"bearer": []}, {"header": []}]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
