@@ -23,7 +23,7 @@ REJECTIONS = (
     "too_large",
     "deadline_exceeded",
 )
-CANCEL_STAGES = ("decode", "queue", "postprocess", "encode")
+CANCEL_STAGES = ("body", "decode", "queue", "infer", "postprocess", "encode")
 CLOSINGS = (
     "idle",
     "crowded",
@@ -34,6 +34,7 @@ CLOSINGS = (
     "stalled",
     "malformed",
 )
+DECODER_LOSSES = ("crashed", "slow")
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 _SECONDS = tuple(0.0005 * 2**power for power in range(16))  # 0.5 ms to 16 s
@@ -106,6 +107,9 @@ class Metrics:
         self.device_last_success = self._gauge(
             "saccade_device_last_success_timestamp_seconds", "When a batch last ran to its end"
         )
+        self.decoders_lost = Counter(
+            "saccade_decoders_lost", "Decoder processes killed or dead", ["reason"], registry=r
+        )
         self.worker_restarts = Counter(
             "saccade_worker_restarts", "Worker processes started again after a death", registry=r
         )
@@ -114,7 +118,7 @@ class Metrics:
         )
         self.model_info = self._gauge(
             "saccade_model_info",
-            "Always 1; what runs each model",
+            "1 for what runs each model now, 0 for what ran it before",
             ["model", "version", "runtime", "precision"],
         )
         self.build_info = self._gauge("saccade_build_info", "Always 1; the release", ["version"])
@@ -127,6 +131,18 @@ class Metrics:
     def prepare(self, release: str, models_to_tasks: Mapping[str, Iterable[str]]) -> None:
         """Make every label set that can occur: a scrape before the first request shows zeros."""
         self.build_info.labels(release).set(1)
+        self.prepare_models(models_to_tasks)
+        for reason in REJECTIONS:
+            self.rejections.labels(reason)
+        for reason in CLOSINGS:
+            self.closings.labels(reason)
+        for reason in DECODER_LOSSES:
+            self.decoders_lost.labels(reason)
+        for stage in CANCEL_STAGES:
+            self.cancellations.labels(stage)
+
+    def prepare_models(self, models_to_tasks: Mapping[str, Iterable[str]]) -> None:
+        """The same for models that came later."""
         for model, tasks in models_to_tasks.items():
             for task in tasks:
                 self.requests.labels(model, task, "200")
@@ -136,12 +152,6 @@ class Metrics:
             self.batch_size.labels(model)
             self.isolated_failures.labels(model)
             self.halved_batches.labels(model)
-        for reason in REJECTIONS:
-            self.rejections.labels(reason)
-        for reason in CLOSINGS:
-            self.closings.labels(reason)
-        for stage in CANCEL_STAGES:
-            self.cancellations.labels(stage)
 
     def render(self) -> bytes:
         """The exposition text: this process alone, or all of them when they share a folder."""

@@ -74,6 +74,18 @@ class Settings(BaseSettings):
         le=512,
         description="Decoding threads per HTTP process; 0: one a core, shared among the processes",
     )
+    decode_isolation: Literal["auto", "all", "off"] = Field(
+        default="auto",
+        description="Pictures decoded in processes that may be killed; auto: all but common JPEGs",
+    )
+    decode_timeout_s: float = Field(
+        default=10.0, gt=0, le=3600, description="Seconds such a process may take for a picture"
+    )
+    decode_memory_bytes: int = Field(
+        default=1536 * 2**20,
+        ge=256 * 2**20,
+        description="Address space of such a process; takes 16 bytes a pixel and 200 MiB at worst",
+    )
     max_batch: int = Field(
         default=32, ge=1, le=1024, description="Upper limit of a batch; the best is tuned, or 8"
     )
@@ -82,6 +94,15 @@ class Settings(BaseSettings):
         default=256 * 2**20,
         ge=2**20,
         description="Decoded bytes that may wait, and body bytes held per HTTP process",
+    )
+    max_model_queue: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Pictures of one model that may wait; 0: all, until others need the room",
+    )
+    max_model_queue_bytes: int = Field(
+        default=0, ge=0, description="Decoded bytes of one model that may wait; 0: as above"
     )
     max_body_bytes: int = Field(default=20 * 2**20, ge=1024, description="Largest request body")
     max_images: int = Field(default=16, ge=1, le=1024, description="Pictures in one request")
@@ -260,6 +281,11 @@ class Settings(BaseSettings):
 def split_list(text: str) -> list[str]:
     """The entries of a setting that is a list."""
     return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
+def foreign_environment() -> dict[str, str]:
+    """The environment less every ``SACCADE_*``: for processes that have no business with keys."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
 
 
 def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
