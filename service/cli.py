@@ -54,12 +54,13 @@ def serve(**flags: str | None) -> None:
     listeners = supervisor.bind()
     host, port = listeners[0].getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
+    scheme = "https" if settings.tls_certificate else "http"
 
     def announce(names: list[str]) -> None:
         from rich.console import Console
 
         console = Console(soft_wrap=True, highlight=False)
-        console.print(f"Saccade {version('saccade')} at http://{address}:{port}", markup=False)
+        console.print(f"Saccade {version('saccade')} at {scheme}://{address}:{port}", markup=False)
         listed = ", ".join(names)
         if settings.repository == DEMO_REPOSITORY:
             console.print(f"No repository given: serving the bundled demo models ({listed})")

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.errors import BadSettings
+from service.watching import WatchedFiles
 
-RECHECK_S = 1.0
-"""How long a key that was taken out of a file may still be accepted."""
 LARGEST_FILE_BYTES = 2**20
 
 # The characters of a bearer token (RFC 6750, section 2.1), so a colon can only end a name.
@@ -72,53 +71,49 @@ class KeyRing:
         self._listed = self._blinded(parse_keys(listed))
         self._file = Path(file) if file else None
         self._setting = setting
-        self._clock = clock
-        self._names = self._listed
-        self._read_at_s = clock()
-        self._version: tuple[int, ...] | None = None
-        if self._file is not None:
-            self._version = _version(self._file)
-            self._names = self._listed | self._read(self._file)
+        self._watched = WatchedFiles([self._file] if self._file else [], clock)
+        self._names = self._listed | self._read()
 
     def __bool__(self) -> bool:
         return bool(self._names)
 
     def find(self, key: bytes) -> str | None:
         """The name of who holds this key; None if nobody does."""
-        if self._file is not None and self._clock() - self._read_at_s >= RECHECK_S:
-            self._refresh(self._file)
+        if self._watched.changed():
+            self._refresh()
         return self._names.get(self._blind(_digest(key)))
 
-    def _refresh(self, file: Path) -> None:
+    def _refresh(self) -> None:
         """Follow a changed file; one that cannot be understood leaves the keys as they were."""
-        self._read_at_s = self._clock()
-        version = _version(file)
-        if version == self._version:
-            return
-        self._version = version  # a fault is told once, not every second
         try:
-            self._names = self._listed | self._read(file)
+            self._names = self._listed | self._read()
         except BadSettings as error:
             _log.error("%s; the keys stay as they were", error)
         else:
-            _log.info("read the keys in %s again: %d", file, len(self._names))
+            _log.info("read %s again: %d keys in use", self._file, len(self._names))
 
-    def _read(self, file: Path) -> dict[bytes, str]:
+    def _read(self) -> dict[bytes, str]:
+        """The keys of the file."""
+        if self._file is None:
+            return {}
         try:
-            with file.open("rb") as opened:
+            with self._file.open("rb") as opened:
                 data = opened.read(LARGEST_FILE_BYTES + 1)
             if len(data) > LARGEST_FILE_BYTES:
                 raise ValueError(f"it is larger than {LARGEST_FILE_BYTES} bytes")
             names = parse_keys(data.decode("ascii"))
             if not names:
                 raise ValueError("it holds no key")
-        except UnicodeDecodeError:
-            raise BadSettings(f"{self._setting}: {file}: it is not ASCII text") from None
         except OSError as error:
-            raise BadSettings(f"{self._setting}: {file}: {error.strerror}") from None
+            raise self._bad(str(error.strerror)) from None
+        except UnicodeDecodeError:  # whose own words repeat what was found
+            raise self._bad("it is not ASCII text") from None
         except ValueError as error:
-            raise BadSettings(f"{self._setting}: {file}: {error}") from None
+            raise self._bad(str(error)) from None
         return self._blinded(names)
+
+    def _bad(self, why: str) -> BadSettings:
+        return BadSettings(f"{self._setting}: {self._file}: {why}")
 
     def _blinded(self, names: dict[bytes, str]) -> dict[bytes, str]:
         return {self._blind(digest): name for digest, name in names.items()}
@@ -129,12 +124,3 @@ class KeyRing:
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
-
-
-def _version(file: Path) -> tuple[int, ...] | None:
-    """What changes when the file does; None if it is not there."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev

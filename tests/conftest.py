@@ -67,7 +67,7 @@ def running_server(*flags: str) -> Iterator[Server]:
         )
         assert process.stdout is not None
         try:
-            match = re.search(r"http://\S+", process.stdout.readline())
+            match = re.search(r"https?://\S+", process.stdout.readline())
             assert match, Path(log.name).read_text()
             server = Server(match[0], process, Path(log.name))
             server.wait_until("/readyz", 200)

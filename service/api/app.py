@@ -1,5 +1,6 @@
 """The ASGI application: middleware, routes, error handlers, and what they share."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -12,16 +13,20 @@ from fastapi.responses import Response
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import models, ops, tasks
+from service.api import browsers, huggingface, models, ops, tasks
+from service.api.browsers import cross_origin, protect
+from service.api.openapi import describe_keys
 from service.api.problems import install_handlers, refuse
 from service.api.security import Access, BodyLimit, access_rules
 from service.api.serving import Serving
 from service.bundle import load_repository
 from service.errors import ServiceError
+from service.lifeline import DRAIN
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tracing import Trace, start_trace
-from service.worker.link import WorkerLink, WorkerState
+from service.worker.link import WorkerLink
+from service.worker.served import read_served, served_file
 
 _access = logging.getLogger("saccade.access")
 
@@ -38,20 +43,19 @@ def create_app(settings: Settings, endpoint: str, metrics: Metrics) -> FastAPI:
     Raises:
         BadBundle: the repository cannot be read.
     """
-    bundles = load_repository(settings.repository)
-    names = [bundle.manifest.name for bundle in bundles]
+    served = served_file(endpoint)
+    bundles = read_served(served)
+    if bundles is None:
+        bundles = load_repository(settings.repository)
     tasks_of = {bundle.manifest.name: bundle.manifest.tasks for bundle in bundles}
     metrics.prepare(version("saccade"), tasks_of)
 
-    def hear(state: WorkerState) -> None:
-        for name in names:
-            metrics.model_ready.labels(name).set(state.ready)
-
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        link = WorkerLink(endpoint, hear)
-        serving = Serving(settings, bundles, link, metrics)
+        link = WorkerLink(endpoint, lambda state: serving.hear(state))
+        serving = Serving(settings, bundles, link, metrics, served)
         await link.start()
+        asyncio.get_running_loop().add_signal_handler(DRAIN, serving.drain)
         yield State(serving=serving)
         await link.close()
         serving.close()
@@ -65,14 +69,18 @@ def assemble(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[State]],
 ) -> FastAPI:
     """Routes and middleware around whatever ``lifespan`` provides."""
+    rules = access_rules(settings)
     app = FastAPI(
         title="Saccade",
+        docs_url=None,  # our own, with a policy
+        redoc_url=None,
         summary="Vision transformers over HTTP: an image goes in, an answer comes out.",
         version=version("saccade"),
         lifespan=lifespan,
         middleware=[
             Middleware(RequestContext, metrics=metrics),
-            Middleware(Access, **access_rules(settings)),
+            *cross_origin(settings),  # before access: browsers ask for leave without a key
+            Middleware(Access, **rules),
             Middleware(
                 BodyLimit,
                 max_bytes=settings.max_body_bytes,
@@ -82,8 +90,10 @@ def assemble(
         ],
     )
     install_handlers(app)
-    for router in (tasks.router, models.router, ops.router):
+    for router in (tasks.router, huggingface.router, models.router, ops.router, browsers.router):
         app.include_router(router)
+    if rules["callers"]:
+        describe_keys(app)
     return app
 
 
@@ -112,6 +122,9 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                protect(message["headers"])
+                if scope["state"]["serving"].draining:  # so that its next request goes elsewhere
+                    message["headers"].append((b"connection", b"close"))
                 message["headers"].append((b"x-request-id", trace.request_id.encode()))
                 if trace.task is not None:
                     message["headers"].append((b"server-timing", trace.server_timing().encode()))

@@ -1,6 +1,7 @@
 """What /docs and /openapi.json say of the picture routes, from their option and answer models."""
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -69,10 +70,12 @@ def describe(
     }
 
 
-def problem_responses() -> dict[int | str, dict[str, Any]]:
-    """Every problem that a request for pictures can end in."""
+def problem_responses(texts: Mapping[int, str] = _PROBLEMS) -> dict[int | str, dict[str, Any]]:
+    """Problems by status, as a route documents them; those of a request for pictures unless others
+    are given.
+    """
     content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {status: {"description": text, "content": content} for status, text in _PROBLEMS.items()}
+    return {status: {"description": text, "content": content} for status, text in texts.items()}
 
 
 def describe_keys(app: FastAPI) -> None:

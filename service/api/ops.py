@@ -1,6 +1,8 @@
 """The routes for whoever operates the server: health and metrics."""
 
-from fastapi import APIRouter, Request
+import time
+
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -12,9 +14,13 @@ router = APIRouter()
 @router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 @router.get("/v2/health/live")
-async def livez() -> dict[str, bool]:
-    """200 while this process answers; it never depends on load."""
-    return {"live": True}
+async def livez(request: Request) -> Response:
+    """200 while the device finishes passes, of requests or of the probes that an idle worker runs;
+    503 once none has for ``liveness_s``. It does not depend on load.
+    """
+    serving: Serving = request.state.serving
+    live = serving.link.state.passes(serving.settings.liveness_s)
+    return JSONResponse({"live": live}, 200 if live else 503)
 
 
 @router.head("/readyz", include_in_schema=False)
@@ -24,26 +30,39 @@ async def livez() -> dict[str, bool]:
 @router.get("/ping")
 @router.get("/v2/health/ready")
 async def readyz(request: Request) -> Response:
-    """200 when a picture sent now would be run: the worker is there and every model has run."""
+    """200 when a picture sent now would be run: the worker is there, every model has run, and the
+    server is not about to stop.
+    """
     serving: Serving = request.state.serving
-    ready = serving.link.state.answers()
+    ready = serving.link.state.answers() and not serving.draining
     headers = {} if ready else {"Retry-After": "1"}
     return JSONResponse({"ready": ready}, 200 if ready else 503, headers)
 
 
 @router.get("/startupz")
 async def startupz(request: Request) -> Response:
-    """200 once the worker has been ready; before that 503 and the phase it is in."""
+    """200 once the worker has been ready; before that 503 and the phase it is in. ``phases`` tells
+    how many seconds each took, or has taken so far.
+    """
     serving: Serving = request.state.serving
-    started = serving.link.was_ready
-    phase = "started" if started else serving.link.state.phase
-    return JSONResponse({"started": started, "phase": phase}, 200 if started else 503)
+    state, started = serving.link.state, serving.link.was_ready
+    ends_s = [began_s for _, began_s in state.phases[1:]] + [time.monotonic()]
+    phases = [
+        {"phase": phase, "elapsed_s": round(end_s - began_s, 3)}
+        for (phase, began_s), end_s in zip(state.phases, ends_s, strict=False)
+        if phase != "ready"
+    ]
+    phase = "started" if started else state.phase
+    content = {"started": started, "phase": phase, "phases": phases}
+    return JSONResponse(content, 200 if started else 503)
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus text of all processes of this server."""
     serving: Serving = request.state.serving
+    if serving.settings.metrics_access == "off":
+        raise HTTPException(404)
     return Response(serving.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from service import errors
+from service.api.browsers import protect
 from service.errors import RetryLater, ServiceError, Unauthorized
 from service.metrics import REJECTIONS
 
@@ -98,9 +99,11 @@ def install_handlers(app: FastAPI) -> None:
     async def bug(request: Request, error: Exception) -> Response:
         _log.error("unexpected error", exc_info=error)
         detail = "something went wrong in the server; its log has the details under the request id"
-        # This handler runs outside of RequestContext, which adds the header to all other responses.
+        # This handler runs outside of RequestContext, which adds these to all other responses.
         headers = {"X-Request-ID": request.state.trace.request_id}
-        return _response(_document(500, "internal_error", detail, request), headers)
+        response = _response(_document(500, "internal_error", detail, request), headers)
+        protect(response.raw_headers)
+        return response
 
     app.add_exception_handler(ServiceError, service_error)
     app.add_exception_handler(HTTPException, http_error)
@@ -108,12 +111,15 @@ def install_handlers(app: FastAPI) -> None:
 
 
 def _document(status: int, code: str, detail: str, request: Request) -> dict[str, Any]:
-    return {
+    path = request.url.path
+    # Clients of these protocols show their users the member "error" and nothing else.
+    foreign = {"error": detail} if path.startswith(("/v2", "/models/")) else {}
+    return foreign | {
         "type": f"urn:saccade:problem:{code}",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
-        "instance": request.url.path,
+        "instance": path,
         "code": code,
         "request_id": request.state.trace.request_id,
     }
