@@ -4,6 +4,7 @@
     BadSettings  BadBundle  InvalidParameter      BadImage       Overloaded   RuntimeFailed
                             UnknownModel          UnsupportedFormat           WorkerLost
                             UnsupportedTask       TooLarge                    DeadlineExceeded
+                                                  DecoderLost
                             InvalidBody                                       NotReady
                             CannotLoad
 
@@ -122,6 +123,12 @@ class Quarantined(ClientError):
     """The worker died again and again while it ran this very picture, and nothing else."""
 
     code = "quarantined"
+
+
+class DecoderLost(ClientError):
+    """Two processes died that tried to decode the picture."""
+
+    code = "decoder_lost"
 
 
 class NotAcceptable(ClientError):

@@ -12,7 +12,7 @@ The policy, equal to ``transformers.image_utils.load_image`` wherever that gives
 - Of an animation the first frame counts.
 - A file that ends early or is damaged is refused, even where some rows could be decoded.
 
-simplejpeg decodes ordinary JPEGs, to the bits that Pillow would give and in less time. Whatever it
+simplejpeg decodes common JPEGs, to the bits that Pillow would give and in less time. Whatever it
 objects to goes to Pillow, which alone decides what is refused, and with which words.
 """
 
@@ -84,6 +84,13 @@ _OTHER_SIGNATURES = {
 
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd8])")
 _JPEG_SCAN, _JPEG_END = b"\xda", b"\xd9"
+_JPEG_FRAMES = b"\xc0", b"\xc1", b"\xc2"  # baseline, extended, progressive; all of Huffman codes
+
+# Of an ordinary JPEG: as long as the shots of a phone, and passes over no more pixels than cost a
+# second. A header has a segment for each 64 KiB of metadata.
+_ORDINARY_PIXELS = 16_000_000
+_ORDINARY_VISITS = 64_000_000
+_ORDINARY_MARKERS = 512
 _PNG_METADATA = re.compile(rb"eXIf|[itz]TXt")
 _PILLOW_MODULE = re.compile(r"PIL\.")
 
@@ -93,12 +100,14 @@ class ImageLimits:
     """What is refused before any pixel is decoded.
 
     ``max_scans`` bounds the passes of a progressive JPEG: each visits every pixel, ordinary files
-    have about ten, and a few bytes can ask for one more.
+    have about ten, and a few bytes can ask for one more. ``max_frames`` bounds animations, of which
+    libwebp reads the list of frames before the first.
     """
 
     max_pixels: int = 64_000_000
     max_side: int = 32_768
     max_scans: int = 32
+    max_frames: int = 1_000
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ class Opened:
         Raises:
             UnsupportedFormat: the bytes are no picture, or in another format.
             BadImage: there are no bytes, or the header is damaged.
-            TooLarge: more pixels or a longer side than ``limits`` allow.
+            TooLarge: more pixels or frames or a longer side than ``limits`` allow.
         """
         self._data, self._limits = data, limits
         self._image, self.header = _open(data, limits)
@@ -153,13 +162,67 @@ class Opened:
         with _client_errors(header.format):
             if header.format == "JPEG":
                 _check_scans(self._data, self._limits)
-                if header.mode in {"RGB", "L"}:
-                    denominator = _denominator(header.size, least)
-                    decoded = _by_simplejpeg(self._data, header, denominator)
-                    if decoded is not None:
-                        return decoded
+                decoded = self.decode_ordinary(least)
+                if decoded is not None:
+                    return decoded
             image = _upright_rgb(self._image, header.orientation)
             return Decoded(image, (0, 0, image.width, image.height), scaled=False)
+
+    def decode_ordinary(self, least: Size | None = None) -> Decoded | None:
+        """As ``decode``, by simplejpeg alone; None where that one objects."""
+        header = self.header
+        if header.format != "JPEG" or header.mode not in {"RGB", "L"}:
+            return None
+        return _by_simplejpeg(self._data, header, _denominator(header.size, least))
+
+
+def is_ordinary(data: bytes) -> bool:
+    """Whether this is such a JPEG as cameras and browsers write, cheap to read and to decode.
+
+    What else there is may keep Pillow's header parser busy for seconds (millions of segments, or of
+    bytes between them), or is left to decoders with a worse record than libjpeg-turbo's. Reads
+    markers only, and few.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return False
+    position, pixels, scans = 2, 0, 0
+    for _ in range(_ORDINARY_MARKERS):
+        find = _JPEG_MARKER.search if scans else _JPEG_MARKER.match  # only scans have no length
+        marker = find(data, position)
+        if marker is None:
+            return False
+        kind, start = marker[1], marker.end()
+        if kind == _JPEG_END:
+            return scans > 0 and scans * pixels <= _ORDINARY_VISITS
+        if kind in _JPEG_FRAMES:
+            frame = data[start + 2 : start + 8]
+            if pixels or len(frame) < 6 or frame[0] != 8 or frame[5] not in (1, 3):
+                return False
+            pixels = int.from_bytes(frame[1:3]) * int.from_bytes(frame[3:5])
+            if not 0 < pixels <= _ORDINARY_PIXELS:
+                return False
+        elif kind == _JPEG_SCAN:
+            if not pixels:
+                return False
+            scans += 1
+        position = start + int.from_bytes(data[start : start + 2])
+    return False
+
+
+def check_start(data: bytes, limits: ImageLimits) -> Format:
+    """The format, by the first bytes alone; no parser has seen them then.
+
+    Raises:
+        UnsupportedFormat, BadImage, TooLarge: as ``Opened``, as far as the first bytes tell.
+    """
+    kind = _format_of(data)
+    if kind == "PNG":
+        # also where the file ends behind its header, which Pillow would call damaged
+        _check_size(*_png_canvas(data), limits)
+    if kind == "WEBP":
+        # libwebp reserves the whole canvas when its decoder is created
+        _check_size(*_webp_canvas(data), limits)
+    return kind
 
 
 def inspect(data: bytes, limits: ImageLimits) -> Header:
@@ -181,13 +244,7 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def _open(data: bytes, limits: ImageLimits) -> tuple[Image.Image, Header]:
-    kind = _format_of(data)
-    if kind == "PNG":
-        # also where the file ends behind its header, which Pillow would call damaged
-        _check_size(*_png_canvas(data), limits)
-    if kind == "WEBP":
-        # libwebp reserves the whole canvas when its decoder is created
-        _check_size(*_webp_canvas(data), limits)
+    kind = check_start(data, limits)
     _silence_pillow()
     with _client_errors(kind):
         try:
@@ -200,6 +257,13 @@ def _open(data: bytes, limits: ImageLimits) -> tuple[Image.Image, Header]:
     if orientation >= 5:
         width, height = height, width
     frames = max(1, int(getattr(image, "n_frames", 1)))
+    if frames > limits.max_frames:
+        raise TooLarge(
+            f"The picture has {frames} frames; at most {limits.max_frames} are accepted, and only "
+            "the first counts. Send that one alone.",
+            frames=frames,
+            max_frames=limits.max_frames,
+        )
     return image, Header(kind, Size(height=height, width=width), frames, image.mode, orientation)
 
 
@@ -345,7 +409,7 @@ def _turned(
 
 def _upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
     image.load()
-    image.info.pop("transparency", None)
+    image.info.clear()  # transparency must not count, nor comments or profiles reach an overlay
     if image.mode.startswith("I"):  # 16-bit greyscale
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if orientation in _UPRIGHT:

@@ -1,14 +1,24 @@
 """One picture's way from bytes to what a graph takes; in any thread."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from service.bundle import GraphKind, Manifest
-from service.geometry import Placement, choose_canvas, least_decoded, place, to_canvas
-from service.images import ImageLimits, Opened
+from service.bundle import Decoding, GraphKind, Manifest
+from service.geometry import (
+    Geometry,
+    Placement,
+    Size,
+    choose_canvas,
+    least_decoded,
+    place,
+    to_canvas,
+)
+from service.images import Decoded, ImageLimits, Opened, is_ordinary
 from service.worker.runtimes.base import Array, Arrays
 
 
@@ -28,8 +38,19 @@ class Picture:
     preprocess_s: float
 
 
+class Recipe(Protocol):
+    """What of a manifest decides how its pictures become pixels."""
+
+    @property
+    def geometry(self) -> Geometry: ...
+    @property
+    def canvases(self) -> list[Size]: ...
+    @property
+    def decoding(self) -> Decoding | None: ...
+
+
 def prepare(
-    data: bytes, manifest: Manifest, limits: ImageLimits, keep_upright: bool = False
+    data: bytes, recipe: Recipe, limits: ImageLimits, keep_upright: bool = False
 ) -> Picture:
     """Decode a picture and put it on its canvas.
 
@@ -38,14 +59,42 @@ def prepare(
     """
     started_s = time.monotonic()
     opened = Opened(data, limits)
-    size = opened.header.size
-    canvas = choose_canvas(manifest.geometry, size, manifest.canvases)
-    placement = place(manifest.geometry, size, canvas)
-    allowed = manifest.decoding
+    picture = _placed(opened, opened.decode, recipe, keep_upright, started_s)
+    assert picture is not None
+    return picture
+
+
+def prepare_ordinary(
+    data: bytes, recipe: Recipe, limits: ImageLimits, keep_upright: bool = False
+) -> Picture | None:
+    """As ``prepare`` where that is known to be cheap and safe; None otherwise."""
+    started_s = time.monotonic()
+    if not is_ordinary(data):
+        return None
+    opened = Opened(data, limits)
+    return _placed(opened, opened.decode_ordinary, recipe, keep_upright, started_s)
+
+
+def placement_of(size: Size, recipe: Recipe) -> Placement:
+    """Where a picture of this upright size goes."""
+    return place(recipe.geometry, size, choose_canvas(recipe.geometry, size, recipe.canvases))
+
+
+def _placed(
+    opened: Opened,
+    decode: Callable[[Size | None], Decoded | None],
+    recipe: Recipe,
+    keep_upright: bool,
+    started_s: float,
+) -> Picture | None:
+    placement = placement_of(opened.header.size, recipe)
+    allowed = recipe.decoding
     scale, resizer = (allowed.jpeg_scale, allowed.resizer) if allowed else (None, "pillow")
-    decoded = opened.decode(least_decoded(placement, scale) if scale else None)
+    decoded = decode(least_decoded(placement, scale) if scale else None)
     # With an overlay the model still sees what it sees without one, so that the answers are equal.
-    whole = opened.decode() if keep_upright and decoded.scaled else decoded
+    whole = decode(None) if keep_upright and decoded and decoded.scaled else decoded
+    if decoded is None or whole is None:
+        return None
     decoded_s = time.monotonic()
     pixels = to_canvas(decoded.image, placement, decoded.box, resizer)
     return Picture(
