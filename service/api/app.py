@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import browsers, huggingface, models, ops, tasks
+from service.api import browsers, huggingface, models, oip, ops, tasks
 from service.api.browsers import cross_origin, protect
 from service.api.openapi import describe_keys
 from service.api.problems import install_handlers, refuse
@@ -90,8 +90,8 @@ def assemble(
         ],
     )
     install_handlers(app)
-    for router in (tasks.router, huggingface.router, models.router, ops.router, browsers.router):
-        app.include_router(router)
+    for door in (tasks, huggingface, oip, models, ops, browsers):
+        app.include_router(door.router)
     if rules["callers"]:
         describe_keys(app)
     return app
