@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from service.errors import BadBundle
+from service.errors import BadBundle, UnknownModel
 from service.explain import Explain
 from service.geometry import Geometry, Size
 from service.resize import Resizer
@@ -380,15 +380,45 @@ def load_repository(repository: Path) -> list[Bundle]:
             f"{repository} is no folder; name a model repository, "
             f"<repository>/<model>/<version>/{MANIFEST}."
         )
-    versions: dict[str, list[Path]] = {}
-    for manifest in repository.glob(f"*/*/{MANIFEST}"):
-        versions.setdefault(manifest.parent.parent.name, []).append(manifest.parent)
+    versions = _versions(repository)
     if not versions:
         raise BadBundle(
             f"{repository} holds no model: no file matches <model>/<version>/{MANIFEST}. "
             f"Write one with: saccade export SOURCE --out {repository}"
         )
     return [load_bundle(max(versions[name], key=_version_key)) for name in sorted(versions)]
+
+
+def find_bundle(repository: Path, name: str, version: str | None = None) -> Bundle:
+    """One version of one model, the newest without a ``version``.
+
+    Both are compared with what lies there and never become part of a path.
+
+    Raises:
+        UnknownModel: there is no such model or version.
+        BadBundle: its manifest is wrong.
+    """
+    models = _versions(repository)
+    if name not in models:
+        there = ", ".join(sorted(models)) or "none"
+        raise UnknownModel(
+            f"the repository has no model {name!r}; it has {there}", allowed=sorted(models)
+        )
+    folders = {folder.name: folder for folder in sorted(models[name], key=_version_key)}
+    if version is not None and version not in folders:
+        raise UnknownModel(
+            f"the repository has no version {version!r} of {name!r}; it has {', '.join(folders)}",
+            allowed=list(folders),
+        )
+    return load_bundle(folders[version or list(folders)[-1]])
+
+
+def _versions(repository: Path) -> dict[str, list[Path]]:
+    """Version folders with a manifest, by model."""
+    found: dict[str, list[Path]] = {}
+    for manifest in repository.glob(f"*/*/{MANIFEST}"):
+        found.setdefault(manifest.parent.parent.name, []).append(manifest.parent)
+    return found
 
 
 def _version_key(folder: Path) -> list[tuple[int, str]]:

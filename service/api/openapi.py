@@ -108,6 +108,14 @@ def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 def _bodies(properties: dict[str, Any]) -> dict[str, Any]:
     picture = {"type": "string", "format": "binary"}
     text = {"type": "string", "contentEncoding": "base64"}
+    url = {"type": "string", "format": "uri", "description": "https, from a host that is allowed"}
+    remote = {
+        "type": "object",
+        "properties": {"url": url},
+        "required": ["url"],
+        "additionalProperties": False,
+    }
+    one = {"anyOf": [text, remote]}
     example = base64.b64encode(EXAMPLE_PNG).decode()
     return {
         "image/jpeg": _PICTURE,
@@ -122,8 +130,8 @@ def _bodies(properties: dict[str, Any]) -> dict[str, Any]:
         "application/json": {
             "schema": {
                 "type": "object",
-                "description": "Either 'image' or 'images'; parameters may stand beside them",
-                "properties": {"image": text, "images": {"type": "array", "items": text}}
+                "description": "One of 'image', 'url' and 'images'; parameters may stand beside",
+                "properties": {"image": one, "url": url, "images": {"type": "array", "items": one}}
                 | properties,
             },
             "examples": {

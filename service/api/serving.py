@@ -2,21 +2,25 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from service.bundle import Bundle, GraphKind, Manifest, Task
+from service.decoding.pool import Bounds, DecoderPool
 from service.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel, UnsupportedTask
+from service.fetch import ImageFetcher
 from service.images import ImageLimits
 from service.metrics import Metrics
-from service.pictures import Picture, graph_inputs, prepare
-from service.settings import Settings
+from service.pictures import Picture, graph_inputs
+from service.settings import Settings, foreign_environment, split_list
 from service.tracing import Trace
-from service.worker.link import Result, WorkerLink
+from service.worker.link import Result, WorkerLink, WorkerState
 from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group
+from service.worker.served import read_served
 
 Made = TypeVar("Made")
 
@@ -25,19 +29,61 @@ class Serving:
     """What handlers share in one API process: models, limits, decoding threads and the worker."""
 
     def __init__(
-        self, settings: Settings, bundles: list[Bundle], link: WorkerLink, metrics: Metrics
+        self,
+        settings: Settings,
+        bundles: list[Bundle],
+        link: WorkerLink,
+        metrics: Metrics,
+        served: Path | None = None,
     ) -> None:
         self.settings = settings
-        self.manifests = {bundle.manifest.name: bundle.manifest for bundle in bundles}
+        self.manifests = _by_name(bundles)
         self.link = link
         self.metrics = metrics
-        self.limits = ImageLimits(max_pixels=settings.max_pixels)
+        self._served = served
+        self._learning: asyncio.Task[None] | None = None
+        self._decoders = DecoderPool(
+            ImageLimits(max_pixels=settings.max_pixels),
+            settings.decode_isolation,
+            Bounds(settings.decode_timeout_s, settings.decode_memory_bytes),
+            foreign_environment(),
+            lambda reason: metrics.decoders_lost.labels(reason).inc(),
+        )
         self._threads = ThreadPoolExecutor(settings.decoders(), "decode")
+        self.fetcher = _fetcher(settings)
         self._in_flight = 0
+        self.draining = False
+        """Whether the server is about to stop: balancers are to look elsewhere."""
+
+    def drain(self) -> None:
+        """Be not ready any more, and answer what comes all the same."""
+        self.draining = True
 
     def close(self) -> None:
-        """Stop the decoding threads."""
+        """Stop the decoding threads and processes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
+
+    def hear(self, state: WorkerState) -> None:
+        """Take note of what the worker says that it serves; ``learn`` tells more of it."""
+        for name in self.manifests:
+            self.metrics.model_ready.labels(name).set(state.ready and name in state.models)
+        learning = self._learning is not None and not self._learning.done()
+        if state.ready and not learning and not self._knows(state):
+            self._learning = asyncio.create_task(self.learn(), name="learn what is served")
+
+    async def learn(self) -> None:
+        """Read the manifests of what is served now, where the worker keeps them."""
+        bundles = await asyncio.to_thread(read_served, self._served) if self._served else None
+        if bundles is None:
+            return
+        self.manifests = _by_name(bundles)
+        self.metrics.prepare_models({m.name: m.tasks for m in self.manifests.values()})
+
+    def _knows(self, state: WorkerState) -> bool:
+        versions = {name: model["version"] for name, model in state.models.items()}
+        known = {name: m.version for name, m in self.manifests.items() if name not in state.failed}
+        return versions == known
 
     def find_model(self, name: str | None, task: Task) -> Manifest:
         """The model to ask.
@@ -45,30 +91,47 @@ class Serving:
         Raises:
             UnknownModel: no model of that name.
             UnsupportedTask: it does not do the task, or, without a name, none does.
+            NotReady: it should be served, and cannot be loaded.
         """
         able = [m.name for m in self.manifests.values() if task in m.tasks]
+        failed = self.link.state.failed
         if name is None and able:
-            return self.manifests[able[0]]
+            name = next((other for other in able if other not in failed), able[0])
         if name is None:
             raise UnsupportedTask(f"no model served here can {task}", allowed=able)
+        manifest = self.named(name)
+        if name not in able:
+            does = ", ".join(manifest.tasks)
+            can = ", ".join(able) or "none"
+            raise UnsupportedTask(
+                f"{name!r} cannot {task}, it can {does}; models that can: {can}", allowed=able
+            )
+        if name in failed:
+            raise NotReady(
+                f"{name!r} cannot be loaded; the log of the server says why, "
+                "and it is tried again and again"
+            )
+        return manifest
+
+    def named(self, name: str) -> Manifest:
+        """The model of a name.
+
+        Raises:
+            UnknownModel: there is none.
+        """
         if name not in self.manifests:
             raise UnknownModel(
                 f"there is no model {name!r}; served are {', '.join(self.manifests)}",
                 allowed=list(self.manifests),
             )
-        if name not in able:
-            does = ", ".join(self.manifests[name].tasks)
-            can = ", ".join(able) or "none"
-            raise UnsupportedTask(
-                f"{name!r} cannot {task}, it can {does}; models that can: {can}", allowed=able
-            )
         return self.manifests[name]
 
-    @asynccontextmanager
-    async def admitted(self) -> AsyncIterator[None]:
-        """Count one request in, before any of it is read.
+    def ready(self, manifest: Manifest) -> bool:
+        """Whether a picture sent to a model now would be run."""
+        return self.link.state.answers() and bool(self.link.state.models.get(manifest.name))
 
-        What got in is answered even if the worker dies meanwhile: its successor will.
+    def check_admission(self) -> None:
+        """Refuse a request before any of it is read, where it could not be answered.
 
         Raises:
             NotReady: the worker is starting or restarting.
@@ -77,17 +140,53 @@ class Serving:
         if not self.link.state.answers():
             phase = "it is silent" if self.link.state.ready else self.link.state.phase
             raise NotReady(f"the worker is not ready ({phase}); try again soon")
+        self._check_room()
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count one request in once its body is here: bodies that dribble must not take the room
+        of those that can be answered.
+
+        What got in is answered even if the worker dies meanwhile: its successor will.
+
+        Raises:
+            Overloaded: as many requests as may wait are already here.
+        """
+        self._check_room()
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    def _check_room(self) -> None:
         limit = self.settings.max_queue
         if self._in_flight >= limit:
             raise Overloaded(
                 f"{self._in_flight} requests are being answered here, {limit} may; try again soon",
                 limit=limit,
             )
-        self._in_flight += 1
+
+    async def fetch(self, url: str, deadline_s: float, trace: Trace) -> bytes:
+        """The bytes of a picture elsewhere.
+
+        Raises:
+            UrlRefused, UrlFailed, TooLarge: as ``ImageFetcher.fetch`` says, or no host is allowed.
+            DeadlineExceeded: it did not arrive before the deadline.
+        """
+        if self.fetcher is None:
+            raise UrlRefused(
+                "this server fetches no pictures by URL; send their bytes, or have its operator "
+                "allow hosts with --url-hosts"
+            )
+        asked_s = time.monotonic()
         try:
-            yield
-        finally:
-            self._in_flight -= 1
+            async with asyncio.timeout(deadline_s - asked_s):
+                data = await self.fetcher.fetch(url)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the picture was fetched") from None
+        trace.record("fetch", time.monotonic() - asked_s)
+        return data
 
     async def prepare(
         self,
@@ -100,12 +199,12 @@ class Serving:
         """Decode a picture and put it on its canvas, off the event loop.
 
         Raises:
-            BadImage, UnsupportedFormat, TooLarge: as ``images.Opened`` says.
+            ClientError, NotReady: as ``DecoderPool.prepare`` says.
             DeadlineExceeded: it was not done in time.
         """
         asked_s = time.monotonic()
         work = asyncio.get_running_loop().run_in_executor(
-            self._threads, _prepare_in_time, data, manifest, self.limits, deadline_s, keep_upright
+            self._threads, self._prepare_in_time, data, manifest, deadline_s, keep_upright
         )
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
@@ -141,7 +240,7 @@ class Serving:
         Raises:
             ServerError: any of them, see ``WorkerLink.infer``.
         """
-        group = Group(manifest.name, graph, str(picture.placement.canvas))
+        group = Group(manifest.name, graph, str(picture.placement.canvas), manifest.version)
         inputs = graph_inputs(picture, manifest, graph, extra)
         result = await self.link.infer(group, inputs, deadline_s, outputs)
         trace.record("queue", result.queue_s)
@@ -186,9 +285,20 @@ class Serving:
         self._measure(manifest, trace, stage, spent_s)
         return made
 
+    def _prepare_in_time(
+        self, data: bytes, manifest: Manifest, deadline_s: float, keep_upright: bool
+    ) -> Picture:
+        if time.monotonic() > deadline_s:
+            raise _late()
+        return self._decoders.prepare(data, manifest, keep_upright)
+
     def _measure(self, manifest: Manifest, trace: Trace, stage: str, seconds: float) -> None:
         trace.record(stage, seconds)
         self.metrics.stage_seconds.labels(manifest.name, stage).observe(seconds)
+
+
+def _by_name(bundles: list[Bundle]) -> dict[str, Manifest]:
+    return {bundle.manifest.name: bundle.manifest for bundle in bundles}
 
 
 def _timed(work: Callable[[], Made], deadline_s: float, stage: str) -> tuple[Made, float, float]:
@@ -200,13 +310,12 @@ def _timed(work: Callable[[], Made], deadline_s: float, stage: str) -> tuple[Mad
     return made, started_s, time.monotonic() - started_s
 
 
-def _prepare_in_time(
-    data: bytes, manifest: Manifest, limits: ImageLimits, deadline_s: float, keep_upright: bool
-) -> Picture:
-    if time.monotonic() > deadline_s:
-        raise _late()
-    return prepare(data, manifest, limits, keep_upright)
-
-
 def _late() -> DeadlineExceeded:
     return DeadlineExceeded("the deadline passed before the picture was decoded")
+
+
+def _fetcher(settings: Settings) -> ImageFetcher | None:
+    hosts = split_list(settings.url_hosts)
+    if not hosts:
+        return None
+    return ImageFetcher(hosts, settings.max_body_bytes, settings.url_timeout_s)

@@ -7,22 +7,37 @@ import contextlib
 import itertools
 import logging
 import math
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from service import errors
-from service.errors import DeadlineExceeded, NotReady, ServerError, ServiceError, WorkerLost
+from service.errors import (
+    DeadlineExceeded,
+    NotReady,
+    Quarantined,
+    ServerError,
+    ServiceError,
+    WorkerLost,
+)
 from service.worker import wire
+from service.worker.pulse import PEER_BYTES, pulse_beside
+from service.worker.quarantine import quarantine_beside
 from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group
 
-MAX_STRIKES = 2  # worker deaths during its own batch after which a picture is refused
+MAX_STRIKES = 2  # worker deaths during its own batch after which a picture is quarantined
 SILENCE_S = 5.0  # statuses come every second
+
+_QUARANTINED = (
+    f"the worker died {MAX_STRIKES} times while it ran this picture; it will not be tried again. "
+    "Another picture will do"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -46,14 +61,27 @@ class WorkerState:
     phase: str = "waiting for the worker"
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     heard_s: float = math.inf
+    failed: list[str] = field(default_factory=list)
+    """Models that should be served and cannot be loaded."""
+    passed_s: float | None = None
+    """When a batch or a probe last ran to its end, on the monotonic clock; None: none ever did."""
+    phases: list[tuple[str, float]] = field(default_factory=list)
+    """What the worker did to get ready, and when it began each."""
 
     def answers(self) -> bool:
         """Ready, and not silent: a stopped process keeps its socket and says nothing more."""
         return self.ready and time.monotonic() - self.heard_s < SILENCE_S
 
+    def passes(self, within_s: float) -> bool:
+        """Whether the device has lately finished a pass, which an idle worker has it do too; true
+        before the first.
+        """
+        return self.passed_s is None or time.monotonic() - self.passed_s < within_s
+
 
 @dataclass
 class _Pending:
+    group: Group
     header: wire.Header
     inputs: Arrays
     answer: "asyncio.Future[Result]"
@@ -65,8 +93,9 @@ class WorkerLink:
     """A connection that survives the worker: what was accepted is sent again to its successor.
 
     The kernel closes the socket of a killed process at once, so its death is known without
-    heartbeats. Pictures that were running when it died are run alone the next time; one that was
-    running in ``MAX_STRIKES`` deaths is refused.
+    heartbeats. Pictures that were running when it died, as its pulse tells, are run alone the next
+    time, with nothing else beside them; one that was running in ``MAX_STRIKES`` deaths is
+    quarantined.
     """
 
     def __init__(self, endpoint: str, on_change: Callable[[WorkerState], None]) -> None:
@@ -74,8 +103,11 @@ class WorkerLink:
         self.was_ready = False
         self._endpoint = endpoint
         self._on_change = on_change
+        self._pulse = pulse_beside(endpoint)
+        self._quarantine = quarantine_beside(endpoint)
         self._context = zmq.Context()
         self._pending: dict[int, _Pending] = {}
+        self._changes: dict[int, asyncio.Future[None]] = {}
         self._ids = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -93,7 +125,9 @@ class WorkerLink:
         self.state = WorkerState(phase="the server is shutting down")
         for pending in list(self._pending.values()):
             _fail(pending, WorkerLost("the server is shutting down"))
+        self._fail_changes("the server is shutting down")
         self._context.destroy(linger=0)
+        self._pulse.close()
 
     @property
     def in_flight(self) -> int:
@@ -115,15 +149,19 @@ class WorkerLink:
 
         Raises:
             NotReady: the link is closed.
+            Quarantined: workers died of these inputs before.
             Overloaded, DeadlineExceeded, RuntimeFailed, WorkerLost: as their names say.
         """
         if self._context.closed:
             raise NotReady(f"{self.state.phase}; try again soon")
+        if self._quarantine.holds(group, inputs):
+            raise Quarantined(_QUARANTINED)
         job_id = next(self._ids)
         header: wire.Header = {
             "type": "infer",
             "id": job_id,
             "model": group.model,
+            "version": group.version,
             "graph": group.graph,
             "canvas": group.canvas,
             "outputs": outputs,
@@ -131,7 +169,7 @@ class WorkerLink:
             "alone": False,
         }
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        pending = self._pending[job_id] = _Pending(header, inputs, answer)
+        pending = self._pending[job_id] = _Pending(group, header, inputs, answer)
         try:
             if self.state.ready:
                 self._send(header, inputs)
@@ -146,11 +184,34 @@ class WorkerLink:
         finally:
             del self._pending[job_id]
 
+    async def change(
+        self, kind: Literal["load", "unload"], model: str, version: str | None = None
+    ) -> None:
+        """Have the worker load another version of a model, or serve it no longer; ``state`` tells
+        of it before this returns.
+
+        Raises:
+            NotReady: there is no worker that could.
+            UnknownModel, CannotLoad, RetryLater: what was served goes on.
+        """
+        if not self.state.answers():
+            raise NotReady(f"{self.state.phase}; try again soon")
+        change_id = next(self._ids)
+        done = self._changes[change_id] = self._loop.create_future()
+        try:
+            self._send({"type": kind, "id": change_id, "model": model, "version": version})
+            await done
+        finally:
+            del self._changes[change_id]
+
     async def _stay_connected(self) -> None:
         while True:
             self._socket = self._context.socket(zmq.DEALER)
             self._socket.setsockopt(zmq.SNDHWM, 0)
             self._socket.setsockopt(zmq.RCVHWM, 0)
+            # By this name the pulse tells our jobs from those of other processes.
+            self._name = b"a" + secrets.token_bytes(PEER_BYTES - 1)
+            self._socket.setsockopt(zmq.IDENTITY, self._name)
             self._monitor = self._socket.get_monitor_socket(
                 zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED
             )
@@ -205,6 +266,11 @@ class WorkerLink:
             for job_id in header["ids"]:
                 if job_id in self._pending:
                     self._pending[job_id].running = True
+        elif (change := self._changes.get(header["id"])) and not change.done():
+            if kind == "done":
+                change.set_result(None)
+            else:
+                change.set_exception(_error(header))
         elif (pending := self._pending.get(header["id"])) and not pending.answer.done():
             if kind == "result":
                 facts = (header[name] for name in ("precision", "batch_size", "queue_s", "infer_s"))
@@ -215,31 +281,46 @@ class WorkerLink:
     def _hear_status(self, header: wire.Header) -> None:
         became_ready = header["ready"] and not self.state.ready
         self.state = WorkerState(
-            header["ready"], header["phase"], header["models"], time.monotonic()
+            header["ready"],
+            header["phase"],
+            header["models"],
+            time.monotonic(),
+            header.get("failed", []),
+            header["passed_s"] or self.state.passed_s,
+            [(phase, began_s) for phase, began_s in header["phases"]],
         )
         self._on_change(self.state)
         if became_ready:
             self.was_ready = True
+            self._quarantine.read()
             for pending in self._pending.values():
                 self._send(pending.header, pending.inputs)
 
     def _lose_worker(self) -> None:
-        self.state = WorkerState(phase="the worker died and is being restarted")
+        passed_s = self.state.passed_s  # else a worker that dies all the time would look alive
+        self.state = WorkerState(phase="the worker died and is being restarted", passed_s=passed_s)
         self._on_change(self.state)
-        for pending in self._pending.values():
-            if not pending.running:
-                continue
-            pending.running = False
-            pending.strikes += 1
-            pending.header["alone"] = True
-            if pending.strikes >= MAX_STRIKES:
-                _fail(
-                    pending,
-                    WorkerLost(
-                        f"the worker died {pending.strikes} times while it ran this picture; "
-                        "it will not be tried again"
-                    ),
+        self._fail_changes("the worker died during the change; what was served before will be")
+        ran = self._pulse.running(self._name)
+        for job_id, pending in self._pending.items():
+            if pending.running or job_id in ran:
+                pending.running = False
+                pending.strikes += 1
+                pending.header["alone"] = True
+            if pending.strikes >= MAX_STRIKES and not pending.answer.done():
+                _log.error(
+                    "the worker died %d times of one picture",
+                    pending.strikes,
+                    extra={"facts": {"model": pending.group.model}},
                 )
+                self._quarantine.condemn(pending.group, pending.inputs)
+                _fail(pending, Quarantined(_QUARANTINED))
+
+    def _fail_changes(self, reason: str) -> None:
+        """A load that killed the worker is not tried again by itself."""
+        for change in self._changes.values():
+            if not change.done():
+                change.set_exception(WorkerLost(reason))
 
     def _send(self, header: wire.Header, arrays: Arrays | None = None) -> None:
         # Without a high-water mark a send never waits.

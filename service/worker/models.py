@@ -1,16 +1,26 @@
 """The runtimes of a worker: opened, warmed and looked up by group."""
 
 import logging
+import math
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from service.bundle import Bundle, GraphKind, load_repository
-from service.errors import RuntimeFailed
+from service.bundle import Bundle, GraphKind, find_bundle, load_repository
+from service.errors import (
+    CannotLoad,
+    ClientError,
+    NotReady,
+    RuntimeFailed,
+    StartError,
+    UnknownModel,
+)
 from service.geometry import Size
 from service.settings import Settings
 from service.tuning import UNTUNED_BATCH, Plan, load_tuning, plan_for, this_machine
@@ -18,11 +28,18 @@ from service.worker.runtimes.base import Arrays, Runtime, example_inputs
 from service.worker.runtimes.cache import open_cache
 from service.worker.runtimes.choose import Choice, candidates, open_runtime
 from service.worker.scheduler import Group
+from service.worker.served import read_served, write_served
 
 Outputs = tuple[str, ...] | None
 """Names of the outputs to send back, None for all."""
 
 _log = logging.getLogger(__name__)
+
+
+Key = tuple[str, str]
+"""Name and version."""
+
+SHUT_S = 10.0
 
 
 @dataclass
@@ -37,6 +54,13 @@ class Model:
     threads: int = 0
     runtimes: dict[tuple[str, str], Runtime] = field(default_factory=dict)
     lone: dict[str, Runtime] = field(default_factory=dict)
+    shut: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Graphs that could not be opened when they were first asked for, and until when not to try."""
+
+    @property
+    def key(self) -> Key:
+        """By which it is found."""
+        return _key(self.bundle)
 
 
 class Ran(NamedTuple):
@@ -47,13 +71,38 @@ class Ran(NamedTuple):
 
 
 class Models:
-    """Everything that this worker can run; ``explain`` graphs are opened when first asked for."""
+    """Everything that this worker can run; ``explain`` graphs are opened when first asked for.
 
-    def __init__(self, settings: Settings, verified: bool = False) -> None:
+    A version that was replaced or unloaded can run for as long as a request may take: other
+    processes have prepared pictures for it. What is served is remembered in the file ``served``,
+    where a successor finds it.
+
+    One thread at a time loads and unloads; others run batches meanwhile, so what they look into is
+    replaced and never changed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        verified: bool = False,
+        served: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._verified = verified
-        self._models: dict[str, Model] = {}
+        self._file = served
+        self._clock = clock
+        self._models: dict[Key, Model] = {}
+        self._served: dict[str, Bundle] = {}
+        self._until_s: dict[Key, float] = {}
         self._cache = open_cache(settings.cache_folder())
+        self.failed: dict[str, str] = {}
+        """What should be served and cannot be, and why."""
+
+    @property
+    def able(self) -> bool:
+        """Whether any model can run, unless none should be served."""
+        return not self._served or any(_key(b) in self._models for b in self._served.values())
 
     def load(self, report: Callable[[str], None]) -> None:
         """Open and warm every model of the repository, once verified if nobody has done that yet;
@@ -61,44 +110,147 @@ class Models:
 
         A model is warm when real forward passes at batch 1 and at the best batch succeeded.
 
+        After a predecessor, what that one served; there a model that can no longer be loaded is put
+        into ``failed``, and keeps no other from being served.
+
         Raises:
             StartError: a bundle or the tuning file is damaged, or no runtime may serve a model.
         """
-        tuning, machine = load_tuning(self._settings), this_machine()
-        for bundle in load_repository(self._settings.repository):
-            name = bundle.manifest.name
-            if not self._verified:
-                report(f"verifying {name}")
-                bundle.verify()
-            choice = candidates(
-                bundle, self._settings.device, self._settings.precision, self._settings.runtime
-            )[0]
-            plan = plan_for(bundle, choice, tuning, machine, self._settings.threads)
-            model = Model(bundle, choice, plan)
-            for canvas in bundle.manifest.canvases:
-                report(f"compiling {name} {canvas} for {choice.runtime} {choice.precision}")
-                runtime = self._open(model, "serve", canvas)
-                model.threads = runtime.threads
-                report(f"warming up {name} {canvas}")
-                for batch in sorted({1, self._batch(model, str(canvas))}):
-                    _warm_up(runtime, batch)
-                if plan.lone_threads:
-                    report(f"compiling {name} {canvas} for a lone picture")
-                    model.lone[str(canvas)] = open_runtime(
-                        bundle, "serve", canvas, choice, plan.lone_threads, self._cache
-                    )
-                    _warm_up(model.lone[str(canvas)], 1)
-            self._models[name] = model
+        remembered = None if self._file is None else read_served(self._file)
+        if remembered is None:
+            for bundle in load_repository(self._settings.repository):
+                self._add(self._opened(bundle, report, self._verified))
+            self._remember(self._served)
+        else:
+            self._served = {bundle.manifest.name: bundle for bundle in remembered}
+            self.failed = dict.fromkeys(self._served, "it is being loaded")
+            self.retry(report)
         self._explain_plans()
+
+    def retry(self, report: Callable[[str], None]) -> bool:
+        """Try again to load what ``failed``; whether any could be."""
+        before = len(self.failed)
+        for name in list(self.failed):
+            try:
+                self._add(self._opened(self._served[name], report))
+            except Exception as error:  # of a library, too
+                if self.failed[name] != str(error):
+                    _log.error("%s cannot be served: %s", name, error)
+                self.failed = self.failed | {name: str(error)}
+        return len(self.failed) < before
+
+    def change(self, name: str, version: str | None, report: Callable[[str], None]) -> None:
+        """Serve this version of a model, the newest in the repository without a ``version``, in
+        place of the one that is served, as soon as it is warm.
+
+        Raises:
+            UnknownModel: the repository has no such model or version.
+            CannotLoad: it is damaged, or nothing here may run it. What was served goes on.
+        """
+        try:
+            bundle = find_bundle(self._settings.repository, name, version)
+            model = self._models.get(_key(bundle))
+            if model is None:
+                model = self._opened(bundle, report)
+            elif model.bundle.manifest != bundle.manifest:
+                raise CannotLoad(
+                    f"version {bundle.manifest.version!r} of {name!r} is loaded with another "
+                    "manifest than lies in the repository now, and a version does not change while "
+                    "it is served; give the new one a version of its own"
+                )
+            self._remember(self._served | {name: bundle})
+        except ClientError:
+            raise
+        except Exception as error:  # of a library, too
+            _log.exception("cannot load %s %s", name, version or "")
+            said = str(error) if isinstance(error, StartError | OSError) else "the log says why"
+            raise CannotLoad(
+                f"{name!r} cannot be loaded, and what was served goes on: {said}"
+            ) from error
+        model.shut.clear()
+        replaced = self._served.get(name)
+        self._add(model)
+        if replaced is not None and _key(replaced) != model.key:
+            self._leave(replaced)
+
+    def unload(self, name: str) -> None:
+        """Serve a model no longer.
+
+        Raises:
+            UnknownModel: it is not served.
+        """
+        if name not in self._served:
+            served = list(self._served)
+            raise UnknownModel(
+                f"there is no model {name!r}; served are {', '.join(served) or 'none'}",
+                allowed=served,
+            )
+        left = {other: bundle for other, bundle in self._served.items() if other != name}
+        self._remember(left)
+        unloaded, self._served = self._served[name], left
+        self.failed = {other: why for other, why in self.failed.items() if other != name}
+        self._leave(unloaded)
+
+    def drop_replaced(self) -> None:
+        """Free what is no longer served, once no request can be under way for it."""
+        now_s = self._clock()
+        gone = [key for key, until_s in self._until_s.items() if until_s <= now_s]
+        for key in gone:
+            del self._until_s[key]
+            _log.info("freed %s %s", *key)
+        if gone:
+            self._models = {key: m for key, m in self._models.items() if key not in gone}
+
+    def _add(self, model: Model) -> None:
+        name = model.bundle.manifest.name
+        self._models = self._models | {model.key: model}
+        self._served = self._served | {name: model.bundle}
+        self._until_s.pop(model.key, None)
+        self.failed = {other: why for other, why in self.failed.items() if other != name}
+
+    def _leave(self, bundle: Bundle) -> None:
+        self._until_s[_key(bundle)] = self._clock() + self._settings.timeout_s
+
+    def _remember(self, served: dict[str, Bundle]) -> None:
+        if self._file is not None:
+            # By name, as from the repository: it decides who is asked without one.
+            write_served(self._file, [served[name] for name in sorted(served)])
+
+    def _opened(
+        self, bundle: Bundle, report: Callable[[str], None], verified: bool = False
+    ) -> Model:
+        name, tuning = bundle.manifest.name, load_tuning(self._settings)
+        if not verified:
+            report(f"verifying {name}")
+            bundle.verify()
+        choice = candidates(
+            bundle, self._settings.device, self._settings.precision, self._settings.runtime
+        )[0]
+        plan = plan_for(bundle, choice, tuning, this_machine(), self._settings.threads)
+        model = Model(bundle, choice, plan)
+        for canvas in bundle.manifest.canvases:
+            report(f"compiling {name} {canvas} for {choice.runtime} {choice.precision}")
+            runtime = self._open(model, "serve", canvas)
+            model.threads = runtime.threads
+            report(f"warming up {name} {canvas}")
+            for batch in sorted({1, self._batch(model, str(canvas))}):
+                _warm_up(runtime, batch)
+            if plan.lone_threads:
+                report(f"compiling {name} {canvas} for a lone picture")
+                model.lone[str(canvas)] = open_runtime(
+                    bundle, "serve", canvas, choice, plan.lone_threads, self._cache
+                )
+                _warm_up(model.lone[str(canvas)], 1)
+        return model
 
     def best_batch(self, group: Group) -> int:
         """How many pictures of a group to run together."""
-        model = self._models.get(group.model) if group.graph == "serve" else None
+        model = self._find(group) if group.graph == "serve" else None
         return self._batch(model, group.canvas)
 
     def streams(self, group: Group) -> int:
         """How many batches of a group to run at once."""
-        model = self._models.get(group.model) if group.graph == "serve" else None
+        model = self._find(group) if group.graph == "serve" else None
         return 1 if model is None else model.plan.streams
 
     def most_streams(self) -> int:
@@ -121,7 +273,8 @@ class Models:
                 },
                 "tuned": model.plan.untuned is None,
             }
-            for name, model in list(self._models.items())  # another thread may be loading
+            for name, bundle in self._served.items()
+            if (model := self._models.get(_key(bundle))) is not None
         }
 
     def run(
@@ -131,16 +284,19 @@ class Models:
         A ``lone`` picture has all cores to itself.
 
         Raises:
+            NotReady: the model is not loaded, or a graph opened only now is damaged.
             RuntimeFailed: an output has not one row per item, or is not finite. What nobody asked
                 for is not looked at.
             Exception: whatever the runtime raises.
         """
-        model = self._models[group.model]
+        model = self._find(group)
+        if model is None:
+            which = f"version {group.version} of {group.model}" if group.version else group.model
+            raise NotReady(f"{which} is not loaded here; try again soon")
         runtime = model.lone.get(group.canvas) if lone and group.graph == "serve" else None
         runtime = runtime or model.runtimes.get((group.graph, group.canvas))
         if runtime is None:
-            height, width = map(int, group.canvas.split("x"))
-            runtime = self._open(model, group.graph, Size(height=height, width=width))
+            runtime = self._open_late(model, group)
         inputs = {name: np.stack([item[name] for item in items]) for name in items[0]}
         found = runtime.run(inputs)
         wanted = [tuple(found) if names is None else names for names in outputs]
@@ -159,6 +315,48 @@ class Models:
         ]
         return Ran(taken_apart, runtime.precision)
 
+    def probe(self) -> None:
+        """Run one empty picture through the smallest model, if there is any.
+
+        Raises:
+            RuntimeFailed: what comes back is not finite.
+            Exception: whatever the runtime raises.
+        """
+        models = list(self._models.values())
+        if not models:
+            return
+        model = min(models, key=lambda model: model.bundle.manifest.macs)
+        runtime = next(iter(model.runtimes.values()))
+        for name, array in runtime.run(example_inputs(runtime, 1)).items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise RuntimeFailed(f"{runtime.name} returned {name!r} that is not finite")
+
+    def _find(self, group: Group) -> Model | None:
+        """The version that a group names, else the one that is served."""
+        if group.version:
+            return self._models.get((group.model, group.version))
+        bundle = self._served.get(group.model)
+        return None if bundle is None else self._models.get(_key(bundle))
+
+    def _open_late(self, model: Model, group: Group) -> Runtime:
+        """Files may have changed since the model was loaded: what cannot be proven is not run."""
+        name, what = model.bundle.manifest.name, (group.graph, group.canvas)
+        wait_s = model.shut.get(what, -math.inf) - self._clock()
+        if wait_s <= 0:
+            try:
+                model.bundle.verify()
+                height, width = map(int, group.canvas.split("x"))
+                return self._open(model, group.graph, Size(height=height, width=width))
+            except StartError as error:
+                _log.error("cannot open the %s graph of %s: %s", group.graph, name, error)
+                wait_s = SHUT_S
+                model.shut[what] = self._clock() + SHUT_S
+        raise NotReady(
+            f"the {group.graph} graph of {name!r} cannot be opened: files of the model changed "
+            "after it was loaded; put them back, or load another version",
+            retry_after_s=wait_s,
+        )
+
     def _open(self, model: Model, kind: GraphKind, canvas: Size) -> Runtime:
         streams = model.plan.streams if kind == "serve" else 1
         runtime = open_runtime(
@@ -175,11 +373,15 @@ class Models:
     def _explain_plans(self) -> None:
         """One line for each reason, however many models share it."""
         untuned: dict[str, list[str]] = defaultdict(list)
-        for name, model in self._models.items():
+        for model in self._models.values():
             if model.plan.untuned is not None:
-                untuned[model.plan.untuned].append(name)
+                untuned[model.plan.untuned].append(model.bundle.manifest.name)
         for reason, names in untuned.items():
             _log.info("default streams and batches for %s: %s", ", ".join(names), reason)
+
+
+def _key(bundle: Bundle) -> Key:
+    return bundle.manifest.name, bundle.manifest.version
 
 
 def _warm_up(runtime: Runtime, batch: int) -> None:

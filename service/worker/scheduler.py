@@ -187,13 +187,6 @@ class Scheduler:
         ids = [job_id for job_id in (*self._waiting, *self._running) if job_id[0] == peer]
         return [stage for job_id in ids if (stage := self.cancel(job_id)) is not None]
 
-    def cancel_all(self, peer: bytes) -> int:
-        """Forget all jobs of a process that is gone; how many waited."""
-        waiting = [job_id for job_id in self._waiting if job_id[0] == peer]
-        for job_id in waiting + [job_id for job_id in self._running if job_id[0] == peer]:
-            self.cancel(job_id)
-        return len(waiting)
-
     def next_batch(self) -> Batch:
         """The next jobs that may run; empty when there are none.
 

@@ -57,6 +57,7 @@ def test_the_table_is_the_promised_one() -> None:
         "unknown_model": 404,
         "not_acceptable": 406,
         "slow_body": 408,
+        "cannot_load": 409,
         "too_large": 413,
         "unsupported_format": 415,
         "invalid_parameter": 422,

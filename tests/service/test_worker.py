@@ -36,6 +36,11 @@ class FakeModels:
         self.ran: list[list[int]] = []
         self.failure: Exception | None = None
         self.forgets = False
+        self.probes = 0
+        self.cannot_probe = False
+        self.failed: dict[str, str] = {}
+        self.version, self.able = "1", True
+        self.refuses: Exception | None = None
 
     def load(self, report: Callable[[str], None]) -> None:
         report("warming up vit")
@@ -52,8 +57,24 @@ class FakeModels:
     def most_streams(self) -> int:
         return self._streams
 
+    def probe(self) -> None:
+        self.probes += 1
+        if self.cannot_probe:
+            raise RuntimeError("the device fell off the bus")
+
     def describe(self) -> dict[str, dict[str, str]]:
-        return {"vit": RUNNING} if self.may_load.is_set() else {}
+        return {"vit": RUNNING | {"version": self.version}} if self.may_load.is_set() else {}
+
+    def change(self, name: str, version: str | None, report: Callable[[str], None]) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.version = version or "9"
+
+    def unload(self, name: str) -> None:
+        self.may_load.clear()
+
+    def drop_replaced(self) -> None:
+        pass
 
     def run(
         self, group: Group, items: list[Arrays], outputs: list[Outputs], lone: bool = False
@@ -298,9 +319,10 @@ def test_a_cancelled_picture_never_runs_and_is_not_answered(tmp_path: Path) -> N
         peer.send(type="cancel", id=1)  # it runs already
         peer.wait_until_heard()
         assert rig.value_of("saccade_cancellations_total", stage="queue") == 1
+        assert rig.value_of("saccade_cancellations_total", stage="infer") == 1
         assert rig.value_of("saccade_queue_depth") == 1
         rig.models.may_run.set()
-        assert peer.answers(2).keys() == {1, 3}
+        assert peer.answers(1).keys() == {3}
         assert rig.models.ran == [[0], [20]]
 
 

@@ -34,6 +34,13 @@ class ModelDetail(ModelSummary):
     manifest: dict[str, Any]
 
 
+class Unloaded(BaseModel):
+    """What is served no longer."""
+
+    name: str
+    version: str
+
+
 class ModelList(BaseModel):
     """Every served model."""
 
