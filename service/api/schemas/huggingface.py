@@ -62,8 +62,11 @@ class SegmentParameters(Parameters):
         description="Least share of its mask that a panoptic segment must keep against others; the "
         "model's default where absent",
     )
-    mask_threshold: Literal[0.5] | None = Field(
-        default=None, description="Probability from which on a pixel is in a mask; 0.5 alone"
+    mask_threshold: float | None = Field(
+        default=None,
+        ge=0.5,
+        le=0.5,
+        description="Probability from which on a pixel is in a mask, which is 0.5 for every model",
     )
 
 
