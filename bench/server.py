@@ -62,8 +62,8 @@ def serving(repository: Path, *flags: str) -> Iterator[Server]:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         first = process.stdout.readline()
         if " at http://" not in first:
             raise RuntimeError(f"the server did not start; run: {' '.join(command)}")
@@ -75,3 +75,4 @@ def serving(repository: Path, *flags: str) -> Iterator[Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        process.stdout.close()

@@ -24,13 +24,16 @@ class Client:
     """Requests to one server, each on a connection of its own while it runs.
 
     ``headers`` go with every request. ``timeout_s`` bounds connecting and answering together.
+    ``source`` is the address of this machine to connect from; the system chooses if it is None.
 
     Raises:
         BadSettings: ``url`` is not http://host[:port] or https://host[:port], or a header holds a
             line break.
     """
 
-    def __init__(self, url: str, headers: dict[str, str], timeout_s: float) -> None:
+    def __init__(
+        self, url: str, headers: dict[str, str], timeout_s: float, source: str | None = None
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise BadSettings(f"{url!r} is no address of a server; it looks like http://host:8000")
@@ -42,6 +45,7 @@ class Client:
         self._prefix = parts.path.rstrip("/")
         self._headers = {"Host": parts.netloc, **headers}
         self._timeout_s = timeout_s
+        self._source = None if source is None else (source, 0)
         self._idle: list[_Connection] = []
 
     def compose(self, method: str, path: str, body: bytes = b"", kind: str = "") -> bytes:
@@ -88,7 +92,7 @@ class Client:
     async def _connect(self) -> "_Connection":
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
-            _Connection, self._host, self._port, ssl=self._tls
+            _Connection, self._host, self._port, ssl=self._tls, local_addr=self._source
         )
         return connection
 
