@@ -15,10 +15,13 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 SACCADE = Path(sys.executable).parent / "saccade"
 PATIENCE_S = 60.0
+
+settings.register_profile("long", max_examples=20_000, deadline=None)  # of each fuzz test
 
 
 @dataclass

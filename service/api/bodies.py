@@ -1,10 +1,10 @@
-"""Pictures and parameters out of a request: raw bytes, multipart, or JSON with base64."""
+"""Pictures and parameters out of a request: raw bytes, multipart, or JSON with base64 or URLs."""
 
 import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,19 +12,29 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import InvalidBody, InvalidParameter, SlowBody, TooLarge
 from service.settings import Settings
 
 Options = TypeVar("Options", bound=BaseModel)
 
+MAX_FIELDS = 32
+MAX_FIELD_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class RemotePicture:
+    """A picture that the server is asked to fetch."""
+
+    url: str
+
 
 @dataclass(frozen=True)
 class Posted:
     """Encoded pictures in order, whether the caller expects a list back, and parameters by name."""
 
-    images: list[bytes]
+    images: Sequence[bytes | RemotePicture]
     many: bool
     parameters: dict[str, Any]
 
@@ -128,20 +138,34 @@ async def _arriving(settings: Settings) -> AsyncIterator[None]:
         ) from None
 
 
+class _FormParser(MultiPartParser):
+    """Files stay in memory, where the limit of the body bounds them: a disk may be read-only."""
+
+    spool_max_size = 0
+
+
 async def _read_multipart(request: Request, settings: Settings) -> Posted:
     images: list[bytes] = []
     parameters: dict[str, Any] = {}
+    parser = _FormParser(
+        request.headers,
+        request.stream(),
+        max_files=settings.max_images,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,  # of what is no file
+    )
     try:
-        async with request.form(max_files=settings.max_images + 1, max_fields=32) as form:
-            for name, value in form.multi_items():
-                if isinstance(value, UploadFile):
-                    images.append(await value.read())
-                else:
-                    parameters[name] = value
-    except HTTPException as error:
-        if error.detail.startswith("Too many files"):
+        form = await parser.parse()
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                images.append(await value.read())
+            else:
+                parameters[name] = value
+        await form.close()
+    except MultiPartException as error:
+        if str(error).startswith("Too many files"):
             raise _too_many(settings.max_images + 1, settings) from None
-        raise InvalidBody(f"the multipart form cannot be read: {error.detail}") from None
+        raise InvalidBody(f"the multipart form cannot be read: {error}") from None
     if not images:
         raise InvalidBody(
             "the multipart form holds no file; send a picture as a part with a filename, "
@@ -152,13 +176,24 @@ async def _read_multipart(request: Request, settings: Settings) -> Posted:
 
 def _read_json(body: bytes) -> Posted:
     document = parse_json(body)
-    if not isinstance(document, dict) or ("image" in document) == ("images" in document):
-        raise InvalidBody("JSON must be an object with 'image' (base64) or 'images' (a list)")
+    if not isinstance(document, dict) or len(document.keys() & {"image", "images", "url"}) != 1:
+        raise InvalidBody(
+            "JSON must be an object with one of 'image' (base64), 'url', or 'images' (a list)"
+        )
+    if "url" in document:
+        return Posted([_remote({"url": document.pop("url")})], False, document)
     many = "images" in document
     encoded = document.pop("images") if many else [document.pop("image")]
     if not isinstance(encoded, list) or not encoded:
-        raise InvalidBody("'images' must be a list of at least one base64 string")
-    return Posted([decode_base64(text) for text in encoded], many, document)
+        raise InvalidBody("'images' must be a list of at least one base64 string or {'url': ...}")
+    images = [_remote(one) if isinstance(one, dict) else decode_base64(one) for one in encoded]
+    return Posted(images, many, document)
+
+
+def _remote(picture: dict[str, Any]) -> RemotePicture:
+    if picture.keys() != {"url"} or not isinstance(picture["url"], str):
+        raise InvalidBody("a picture elsewhere must be an object with 'url', which is a string")
+    return RemotePicture(picture["url"])
 
 
 def _too_many(found: int, settings: Settings) -> TooLarge:

@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
-from service.api.bodies import Posted, parse_options, read_body
+from service.api.bodies import Posted, RemotePicture, parse_options, read_body
 from service.api.negotiation import choose_media_type
 from service.api.problems import count_rejection, problem_of
 from service.api.schemas.base import Answer, ImageSize, Options
@@ -141,7 +141,12 @@ async def answer_planned(
         trace.model = manifest.name
         timeout_s = None if options.timeout_ms is None else options.timeout_ms / 1000
         call = Call.of(request, manifest, timeout_s, posted.many)
-        return await _answer_posted(request, posted, plan(call, options))
+        answer_one = plan(call, options)
+
+        async def fetch_and_answer(image: bytes | RemotePicture) -> Answer | str | Response:
+            return await answer_one(await _bytes_of(request, call, image))
+
+        return await _answer_posted(request, posted, fetch_and_answer)
 
     return await answer_read(request, partial(read_body, request, serving.settings), answer)
 
@@ -151,17 +156,30 @@ async def answer_read(
     read: Callable[[], Awaitable[Read]],
     answer: Callable[[Read], Awaitable[Response]],
 ) -> Response:
-    """Admit a request, read what its body says, and answer that unless the client leaves."""
+    """Read what a request's body says, admit it, and answer that unless the client leaves."""
     serving: Serving = request.state.serving
-    async with serving.admitted():
-        try:
-            asked = await read()
-        except ClientDisconnect:
-            return Response(status_code=CLIENT_LEFT)
+    serving.check_admission()
+    try:
+        asked = await read()
+    except ClientDisconnect:
+        return Response(status_code=CLIENT_LEFT)
+    with serving.admitted():
         return await _unless_disconnected(request, answer(asked))
 
 
-async def _answer_posted(request: Request, posted: Posted, answer_one: Work) -> Response:
+async def _bytes_of(request: Request, call: Call, image: bytes | RemotePicture) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    data = await call.serving.fetch(image.url, call.deadline_s, call.trace)
+    request.state.hold_bytes(len(data))
+    return data
+
+
+async def _answer_posted(
+    request: Request,
+    posted: Posted,
+    answer_one: Callable[[bytes | RemotePicture], Awaitable[Answer | str | Response]],
+) -> Response:
     if not posted.many:
         answer = await answer_one(posted.images[0])
         return answer if isinstance(answer, Response) else json_response(dump(answer))

@@ -10,7 +10,14 @@ from typing import TypeVar
 
 from service.bundle import Bundle, GraphKind, Manifest, Task
 from service.decoding.pool import Bounds, DecoderPool
-from service.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel, UnsupportedTask
+from service.errors import (
+    DeadlineExceeded,
+    NotReady,
+    Overloaded,
+    UnknownModel,
+    UnsupportedTask,
+    UrlRefused,
+)
 from service.fetch import ImageFetcher
 from service.images import ImageLimits
 from service.metrics import Metrics
