@@ -8,6 +8,7 @@ import base64
 import json
 import math
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ INPUT = "images"
 HEADER = "Inference-Header-Content-Length"
 
 _LENGTH = struct.Struct("<I")
+_EITHER_HEAD = 32  # gzip's or zlib's, which HTTP calls deflate
 _DIGITS = 12  # of a length; int() takes long over thousands
 _DTYPES: dict[Datatype, str] = {"UINT8": "|u1", "INT32": "<i4", "FP32": "<f4"}
 _TAKES = (
@@ -83,6 +85,29 @@ def read_request(body: bytes, header_length: str | None, max_images: int) -> Ask
         )
     read = _read_encoded if sent.datatype == "BYTES" else _read_pixels
     return Asked(request, read(sent, binary))
+
+
+def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """A body that came compressed, as ``tritonclient`` can send it.
+
+    Raises:
+        InvalidBody: it is not what ``encoding`` says, or that is not known here.
+        TooLarge: it has more than ``max_bytes`` bytes.
+    """
+    if encoding not in ("gzip", "deflate"):
+        raise InvalidBody(f"Content-Encoding must be gzip or deflate, found {encoding!r:.80}")
+    stream = zlib.decompressobj(zlib.MAX_WBITS | _EITHER_HEAD)
+    try:
+        found = stream.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise InvalidBody(f"the body is not {encoding}: {error}") from None
+    if len(found) > max_bytes:
+        raise TooLarge(
+            f"the body has more than {max_bytes} bytes when it is decompressed", limit=max_bytes
+        )
+    if not stream.eof:
+        raise InvalidBody(f"the body ends within its {encoding} stream")
+    return found
 
 
 def write_response(

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from service.api.bodies import parse_json, read_bytes
 from service.api.calls import JSON, Call, answer_read
-from service.api.oip.codec import HEADER, INPUT, Asked, read_request, write_response
+from service.api.oip.codec import HEADER, INPUT, Asked, decompress, read_request, write_response
 from service.api.oip.outputs import Found, Wanted, answer_one, catalogue, join
 from service.api.openapi import EXAMPLE_PNG, problem_responses
 from service.api.schemas.oip import (
@@ -166,6 +166,11 @@ async def _infer(request: Request, manifest: Manifest) -> Response:
 async def _read(request: Request) -> Asked:
     settings = request.state.serving.settings
     body = await read_bytes(request, settings)
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        size = len(body)
+        body = await asyncio.to_thread(decompress, body, encoding, settings.max_body_bytes)
+        request.state.hold_bytes(len(body) - size)
     return read_request(body, request.headers.get(HEADER), settings.max_images)
 
 
