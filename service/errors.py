@@ -126,7 +126,7 @@ class Quarantined(ClientError):
 
 
 class DecoderLost(ClientError):
-    """Two processes died that tried to decode the picture."""
+    """Two processes crashed that tried to decode the picture."""
 
     code = "decoder_lost"
 

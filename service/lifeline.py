@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
+DRAIN = signal.SIGUSR1  # an API process is to be not ready any more, and go on all the same
 EXIT_BAD_CONFIG = 78  # EX_CONFIG of sysexits.h: starting the child again would fail again
 
 

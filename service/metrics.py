@@ -23,7 +23,7 @@ REJECTIONS = (
     "too_large",
     "deadline_exceeded",
 )
-CANCEL_STAGES = ("body", "decode", "queue", "infer", "postprocess", "encode")
+CANCEL_STAGES = ("body", "fetch", "decode", "queue", "infer", "postprocess", "encode")
 CLOSINGS = (
     "idle",
     "crowded",
@@ -34,7 +34,7 @@ CLOSINGS = (
     "stalled",
     "malformed",
 )
-DECODER_LOSSES = ("crashed", "slow")
+DECODER_LOSSES = ("crashed", "killed", "slow")
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 _SECONDS = tuple(0.0005 * 2**power for power in range(16))  # 0.5 ms to 16 s

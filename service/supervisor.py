@@ -5,6 +5,7 @@ them in order.
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import shutil
 import signal
@@ -19,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import StartError
-from service.lifeline import EXIT_BAD_CONFIG
+from service.lifeline import DRAIN, EXIT_BAD_CONFIG
 from service.metrics import DIRECTORY_VARIABLE
 from service.settings import Settings
+from service.worker.pulse import Watchdog, pulse_beside
 
-STEADY_S = 30.0  # a process that lived this long is restarted without delay
+STEADY_S = 10.0  # a process that lived this long is restarted without delay
 LONGEST_DELAY_S = 8.0
 KILL_AFTER_S = 5.0
+LOOK_EVERY_S = 0.5
 BACKLOG = 2048
 
 # Of NumPy's products, unless the environment says otherwise: the decoding threads that make them
@@ -41,8 +44,10 @@ class _Role:
 
     name: str
     arguments: list[str]
+    watch: Callable[[int], Watchdog] | None = None
     descriptors: tuple[int, ...] = ()
     process: asyncio.subprocess.Process | None = field(default=None, init=False)
+    ending: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def begin(self) -> None:
         """Let the process go on: what it is going to read is whole, see lifeline."""
@@ -56,8 +61,8 @@ class Supervisor:
     The children start at once, for their imports take longest, and wait until every bundle has been
     verified: if one is damaged, nothing is served and nothing said but one sentence.
 
-    The order of the end: API processes stop listening and finish what they accepted, then the
-    worker goes.
+    The order of the end: API processes say that they are not ready any more; after
+    ``drain_delay_s`` they stop listening and finish what they accepted, then the worker goes.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -128,7 +133,7 @@ class Supervisor:
                 for role in (worker, *apis):
                     role.begin()
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                _log.info("stopping")
+                await self._drain(apis)
             self._stopping.set()
             for listener in listeners:
                 listener.close()  # or the kernel would go on accepting what nobody will answer
@@ -167,13 +172,19 @@ class Supervisor:
     def _roles(self, folder: Path, listeners: list[socket.socket]) -> tuple[_Role, list[_Role]]:
         endpoint, metrics = f"ipc://{folder}/worker.sock", str(folder / "metrics")
         (folder / "metrics").mkdir()
-        worker = _Role("worker", ["service.worker.process", endpoint, metrics, "{incarnation}"])
+        pulse = pulse_beside(endpoint)
+        patience = math.ceil(self._settings.batch_timeout_s / LOOK_EVERY_S)
+        worker = _Role(
+            "worker",
+            ["service.worker.process", endpoint, metrics, "{incarnation}"],
+            lambda pid: Watchdog(pulse, pid, patience),
+        )
         descriptors = [listener.fileno() for listener in listeners]
         apis = [
             _Role(
                 f"api {index}",
                 ["service.api.process", str(index), str(descriptor), endpoint, metrics],
-                (descriptor,),
+                descriptors=(descriptor,),
             )
             for index, descriptor in enumerate(descriptors)
         ]
@@ -181,10 +192,10 @@ class Supervisor:
 
     async def _keep(self, role: _Role, folder: Path) -> None:
         incarnation = quick_deaths = 0
-        while not self._stopping.is_set():
+        while not role.ending.is_set():
             started_s = time.monotonic()
             code = await self._run_once(role, folder, incarnation)
-            if self._stopping.is_set():
+            if role.ending.is_set():
                 return
             if code == EXIT_BAD_CONFIG:
                 self._exit_code = 1
@@ -199,7 +210,7 @@ class Supervisor:
                 "%s ended with code %d; starting it again in %.2g s", role.name, code, delay_s
             )
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay_s)
+                await asyncio.wait_for(role.ending.wait(), delay_s)
 
     async def _run_once(self, role: _Role, folder: Path, incarnation: int) -> int:
         shared = {DIRECTORY_VARIABLE: str(folder / "metrics")}
@@ -216,11 +227,27 @@ class Supervisor:
         )
         if self._verified:
             role.begin()
-        if self._stopping.is_set():  # came while we were starting it
+        if role.ending.is_set():  # came while we were starting it
             role.process.terminate()
-        return await role.process.wait()
+        if role.watch is None:
+            return await role.process.wait()
+        watching = asyncio.create_task(_kill_if_it_hangs(role.process, role.watch))
+        try:
+            return await role.process.wait()
+        finally:
+            watching.cancel()
+
+    async def _drain(self, apis: list[_Role]) -> None:
+        """Say that we are going, and go on for as long as balancers need to hear of it."""
+        _log.info("stopping")
+        for role in apis:
+            role.ending.set()  # a successor would say that it is ready
+            if role.process is not None and role.process.returncode is None:
+                role.process.send_signal(DRAIN)
+        await asyncio.sleep(self._settings.drain_delay_s)
 
     async def _stop(self, role: _Role, grace_s: float) -> None:
+        role.ending.set()
         process = role.process
         if process is None or process.returncode is not None:
             return
@@ -230,3 +257,16 @@ class Supervisor:
         except TimeoutError:
             _log.error("%s did not stop within %g s; killing it", role.name, grace_s + KILL_AFTER_S)
             process.kill()
+
+
+async def _kill_if_it_hangs(
+    process: asyncio.subprocess.Process, watch: Callable[[int], Watchdog]
+) -> None:
+    watchdog = watch(process.pid)
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        wrong = watchdog.look()
+        if wrong is not None:
+            _log.error("the worker hangs, for %s; killing it", wrong)
+            process.kill()  # also wakes up one that was stopped
+            return

@@ -24,6 +24,7 @@ from service.metrics import Metrics
 from service.pictures import Picture, graph_inputs
 from service.settings import Settings, foreign_environment, split_list
 from service.tracing import Trace
+from service.worker.drain import DrainRate, retry_after_s
 from service.worker.link import Result, WorkerLink, WorkerState
 from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group
@@ -59,6 +60,8 @@ class Serving:
         self._threads = ThreadPoolExecutor(settings.decoders(), "decode")
         self.fetcher = _fetcher(settings)
         self._in_flight = 0
+        self._clients: dict[str, int] = {}  # requests in flight of each
+        self._rate = DrainRate()
         self.draining = False
         """Whether the server is about to stop: balancers are to look elsewhere."""
 
@@ -137,7 +140,7 @@ class Serving:
         """Whether a picture sent to a model now would be run."""
         return self.link.state.answers() and bool(self.link.state.models.get(manifest.name))
 
-    def check_admission(self) -> None:
+    def check_admission(self, client: str) -> None:
         """Refuse a request before any of it is read, where it could not be answered.
 
         Raises:
@@ -147,10 +150,10 @@ class Serving:
         if not self.link.state.answers():
             phase = "it is silent" if self.link.state.ready else self.link.state.phase
             raise NotReady(f"the worker is not ready ({phase}); try again soon")
-        self._check_room()
+        self._check_room(client)
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
+    def admitted(self, client: str) -> Iterator[None]:
         """Count one request in once its body is here: bodies that dribble must not take the room
         of those that can be answered.
 
@@ -159,20 +162,37 @@ class Serving:
         Raises:
             Overloaded: as many requests as may wait are already here.
         """
-        self._check_room()
+        self._check_room(client)
+        if not self._in_flight:
+            self._rate.begin(time.monotonic())
         self._in_flight += 1
+        self._clients[client] = self._clients.get(client, 0) + 1
         try:
             yield
         finally:
             self._in_flight -= 1
+            self._clients[client] -= 1
+            if not self._clients[client]:
+                del self._clients[client]
+            self._rate.finish(1, time.monotonic())
 
-    def _check_room(self) -> None:
-        limit = self.settings.max_queue
-        if self._in_flight >= limit:
-            raise Overloaded(
-                f"{self._in_flight} requests are being answered here, {limit} may; try again soon",
-                limit=limit,
-            )
+    def _check_room(self, client: str) -> None:
+        """Where as many are here as may, a client with less than its share gets in all the same:
+        the worker's queue makes room for it.
+        """
+        limit, present = self.settings.max_queue, self._in_flight
+        if present < limit:
+            return
+        mine = self._clients.get(client, 0)
+        share = limit / (len(self._clients) + (not mine))
+        if mine + 1 <= share and present < 2 * limit:
+            return
+        raise Overloaded(
+            f"{present} requests are being answered here, {mine} of them this client's; "
+            f"{limit} may; try again soon",
+            retry_after_s=retry_after_s(present, self._rate.per_second(time.monotonic())),
+            limit=limit,
+        )
 
     async def fetch(self, url: str, deadline_s: float, trace: Trace) -> bytes:
         """The bytes of a picture elsewhere.
@@ -192,6 +212,9 @@ class Serving:
                 data = await self.fetcher.fetch(url)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the picture was fetched") from None
+        except asyncio.CancelledError:
+            self.metrics.cancellations.labels("fetch").inc()
+            raise
         trace.record("fetch", time.monotonic() - asked_s)
         return data
 
@@ -249,7 +272,12 @@ class Serving:
         """
         group = Group(manifest.name, graph, str(picture.placement.canvas), manifest.version)
         inputs = graph_inputs(picture, manifest, graph, extra)
-        result = await self.link.infer(group, inputs, deadline_s, outputs)
+        try:
+            result = await self.link.infer(group, inputs, deadline_s, outputs, trace.client)
+        except asyncio.CancelledError:
+            if not self.link.state.ready:  # else the worker counts it, by where it was
+                self.metrics.cancellations.labels("queue").inc()
+            raise
         trace.record("queue", result.queue_s)
         trace.record("infer", result.infer_s)
         trace.batch_sizes.append(result.batch_size)

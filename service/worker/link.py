@@ -85,6 +85,7 @@ class _Pending:
     header: wire.Header
     inputs: Arrays
     answer: "asyncio.Future[Result]"
+    sent: bool = False
     running: bool = False
     strikes: int = 0
 
@@ -140,9 +141,10 @@ class WorkerLink:
         inputs: Arrays,
         deadline_s: float,
         outputs: tuple[str, ...] | None = None,
+        client: str = "",
     ) -> Result:
-        """Run one picture in whatever batch it fits; ``deadline_s`` is on the monotonic clock, and
-        ``outputs`` are those to bring back, None for all.
+        """Run one picture in whatever batch it fits; ``deadline_s`` is on the monotonic clock,
+        ``outputs`` are those to bring back, None for all, and ``client`` takes turns with others.
 
         While the worker is away the picture waits for its successor. Cancelling this coroutine
         takes the picture off the worker's queue.
@@ -167,12 +169,13 @@ class WorkerLink:
             "outputs": outputs,
             "deadline_s": deadline_s,
             "alone": False,
+            "client": client,
         }
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         pending = self._pending[job_id] = _Pending(group, header, inputs, answer)
         try:
             if self.state.ready:
-                self._send(header, inputs)
+                self._send_job(pending)
             async with asyncio.timeout(deadline_s - time.monotonic()):
                 return await pending.answer
         except TimeoutError:  # the worker drops late jobs by itself
@@ -294,7 +297,9 @@ class WorkerLink:
             self.was_ready = True
             self._quarantine.read()
             for pending in self._pending.values():
-                self._send(pending.header, pending.inputs)
+                if not pending.sent:
+                    pending.header["accepted"] = True  # by us, when there was a worker
+                    self._send_job(pending)
 
     def _lose_worker(self) -> None:
         passed_s = self.state.passed_s  # else a worker that dies all the time would look alive
@@ -303,6 +308,7 @@ class WorkerLink:
         self._fail_changes("the worker died during the change; what was served before will be")
         ran = self._pulse.running(self._name)
         for job_id, pending in self._pending.items():
+            pending.sent = False
             if pending.running or job_id in ran:
                 pending.running = False
                 pending.strikes += 1
@@ -321,6 +327,10 @@ class WorkerLink:
         for change in self._changes.values():
             if not change.done():
                 change.set_exception(WorkerLost(reason))
+
+    def _send_job(self, pending: _Pending) -> None:
+        pending.sent = True
+        self._send(pending.header, pending.inputs)
 
     def _send(self, header: wire.Header, arrays: Arrays | None = None) -> None:
         # Without a high-water mark a send never waits.

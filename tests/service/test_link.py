@@ -16,6 +16,7 @@ from service.errors import (
     DeadlineExceeded,
     NotReady,
     Overloaded,
+    Quarantined,
     RuntimeFailed,
     ServerError,
     WorkerLost,
@@ -45,6 +46,7 @@ class FakeWorker:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.bind(endpoint_of(folder))
         self.peer = b""
+        self.passed_s: float | None = None
 
     async def receive(self) -> tuple[dict[str, Any], Arrays]:
         self.peer, *frames = await self._socket.recv_multipart()
@@ -57,7 +59,9 @@ class FakeWorker:
         await self._socket.send_multipart([self.peer, *frames])
 
     async def status(self, ready: bool, phase: str = "ready") -> None:
-        await self.send(type="status", ready=ready, phase=phase, models=RUNNING if ready else {})
+        about = {"passed_s": self.passed_s, "phases": [[phase, 1.0]]}
+        models = RUNNING if ready else {}
+        await self.send(type="status", ready=ready, phase=phase, models=models, **about)
 
     async def welcome(self) -> None:
         header, _ = await self.receive()
@@ -123,13 +127,15 @@ def test_a_picture_goes_out_and_its_result_comes_back(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with connected(tmp_path) as (line, worker):
             state = line.link.state
-            assert state == WorkerState(True, "ready", RUNNING, heard_s=state.heard_s)
+            told = WorkerState(True, "ready", RUNNING, state.heard_s, phases=[("ready", 1.0)])
+            assert state == told
             assert state.answers()
             asked = line.infer(7)
             header, arrays = await worker.receive()
             assert (header["type"], header["alone"]) == ("infer", False)
             assert header["outputs"] is None
-            assert (header["model"], header["graph"], header["canvas"]) == tuple(GROUP)
+            named = (header[name] for name in ("model", "graph", "canvas", "version"))
+            assert tuple(named) == GROUP
             assert 0 < header["deadline_s"] - time.monotonic() <= 50
             assert np.array_equal(arrays["images"], pixels(7)["images"])
             assert line.link.in_flight == 1
@@ -259,7 +265,7 @@ def test_a_picture_that_was_running_is_sent_to_the_successor_to_run_alone(tmp_pa
             await first.send(type="started", ids=[before["id"]])
             second = await successor(tmp_path, line, first)
             again, arrays = await second.receive()
-            assert again == before | {"alone": True}
+            assert again == before | {"alone": True, "accepted": True}
             assert np.array_equal(arrays["images"], pixels(9)["images"])
             await second.answer(again["id"], 0.5)
             assert (await asked).outputs["scores"].tolist() == [0.5]
@@ -276,7 +282,7 @@ def test_a_picture_that_was_running_in_two_deaths_is_refused(tmp_path: Path) -> 
                 header, _ = await worker.receive()
                 await worker.send(type="started", ids=[header["id"]])
                 worker = await successor(tmp_path, line, worker)
-            with pytest.raises(WorkerLost, match="died 2 times"):
+            with pytest.raises(Quarantined, match="died 2 times"):
                 await asked
             sentinel = line.infer(1)  # the next message is this one: the refused is not sent again
             header, arrays = await worker.receive()

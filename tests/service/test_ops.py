@@ -3,6 +3,7 @@
 import base64
 import logging
 import re
+import time
 from typing import Any
 
 import pytest
@@ -23,12 +24,29 @@ from tests.service.test_segment import PANOPTIC
 RED = picture(red=200)
 
 
-def test_liveness_does_not_depend_on_the_worker() -> None:
+@pytest.mark.parametrize("path", ["/livez", "/v2/health/live"])
+def test_liveness_means_that_the_device_has_lately_finished_a_pass(path: str) -> None:
+    fake = FakeApp(liveness_s=20)
+    with fake.client() as client:
+        for passed_ago_s, status in ((None, 200), (10, 200), (19, 200), (21, 503), (500, 503)):
+            passed_s = None if passed_ago_s is None else time.monotonic() - passed_ago_s
+            for ready in (True, False):  # a worker that is restarting is none that is hung
+                fake.link.state = WorkerState(ready, passed_s=passed_s)
+                answer = client.get(path)
+                assert (answer.status_code, answer.json()) == (status, {"live": status == 200})
+
+
+def test_a_draining_server_is_not_ready_and_answers_all_the_same() -> None:
     fake = FakeApp()
     with fake.client() as client:
-        fake.link.state = WorkerState(phase="the worker died and is being restarted")
-        for path in ("/livez", "/v2/health/live"):
-            assert client.get(path).status_code == 200
+        before = client.post("/v1/classify", content=RED)
+        client.app_state["serving"].drain()
+        refused = client.get("/readyz")
+        after = client.post("/v1/classify", content=RED)
+    assert "connection" not in before.headers
+    assert (refused.status_code, refused.json()) == (503, {"ready": False})
+    assert (after.status_code, after.headers["connection"]) == (200, "close")
+    assert after.json() == before.json()
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/health", "/healthz", "/ping", "/v2/health/ready"])
@@ -47,9 +65,30 @@ def test_startup_is_over_for_good_once_the_worker_was_ready() -> None:
     with fake.client() as client:
         fake.link.state, fake.link.was_ready = WorkerState(phase="compiling vit"), False
         waiting = client.get("/startupz")
-        assert (waiting.status_code, waiting.json()["phase"]) == (503, "compiling vit")
+        assert waiting.status_code == 503
+        assert waiting.json() == {"started": False, "phase": "compiling vit", "phases": []}
         fake.link.was_ready = True
-        assert client.get("/startupz").json() == {"started": True, "phase": "started"}
+        assert client.get("/startupz").json() == {"started": True, "phase": "started", "phases": []}
+
+
+def test_startup_tells_how_long_each_phase_took_and_the_present_one_has_taken_so_far() -> None:
+    fake = FakeApp()
+    with fake.client() as client:
+        now_s = time.monotonic()
+        began = [("verifying vit", now_s - 9), ("compiling vit", now_s - 8.5)]
+        fake.link.state, fake.link.was_ready = (
+            WorkerState(False, "compiling vit", phases=began),
+            False,
+        )
+        first, second = client.get("/startupz").json()["phases"]
+        assert first == {"phase": "verifying vit", "elapsed_s": 0.5}
+        assert 8.5 <= second["elapsed_s"] < 8.5 + 30
+        fake.link.state = WorkerState(True, "ready", phases=[*began, ("ready", now_s - 1)])
+        phases = client.get("/startupz").json()["phases"]
+    assert [(phase["phase"], phase["elapsed_s"]) for phase in phases] == [
+        ("verifying vit", 0.5),
+        ("compiling vit", 7.5),
+    ]
 
 
 def test_models_are_listed_with_what_really_runs_them() -> None:

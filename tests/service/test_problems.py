@@ -62,6 +62,7 @@ def test_the_table_is_the_promised_one() -> None:
         "unsupported_format": 415,
         "invalid_parameter": 422,
         "unsupported_task": 422,
+        "quarantined": 422,
         "url_refused": 422,
         "url_failed": 424,
     }
@@ -71,6 +72,7 @@ def test_the_table_is_the_promised_one() -> None:
         "runtime_failed": 500,
         "not_ready": 503,
         "worker_lost": 503,
+        "out_of_memory": 503,
         "deadline_exceeded": 504,
     }
 
