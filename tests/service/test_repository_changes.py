@@ -220,7 +220,7 @@ def test_loaded_models_go_on_when_their_files_are_deleted_and_the_rest_is_said(
     assert ask(server, "detect", scene).json() == before[1], "the other model serves"
     ready = {m["name"]: m["ready"] for m in httpx.get(server.url + "/v1/models").json()["models"]}
     assert ready == {"detr-scenes": True, "vit-scenes": False}
-    assert "weights.bin is missing" in server.log.read_text()
+    assert "explain.onnx is missing" in server.log.read_text()
     shutil.copytree(kept, repository / "vit-scenes")
     until(lambda: ask(server, "classify", scene, model="vit-scenes").status_code == 200)
     assert ask(server, "classify", scene).json() == before[0], "by itself"
@@ -242,11 +242,14 @@ def test_a_repository_that_vanishes_whole_is_waited_for(
     assert ask(server, "classify", scene).status_code == 200
 
 
+@pytest.mark.parametrize("cache", ["off", "cache"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_files_that_change_in_place_never_change_answers(
-    start_server: StartServer, tmp_path: Path, scene: bytes
+    start_server: StartServer, tmp_path: Path, scene: bytes, runtime: str, cache: str
 ) -> None:
     repository = repository_of(tmp_path, "vit-scenes")
-    server = start_server("--repository", str(repository), "--cache", "off", *FAST)
+    flags = "--runtime", runtime, "--cache", cache if cache == "off" else str(tmp_path / cache)
+    server = start_server("--repository", str(repository), *flags, *FAST)
     before = ask(server, "classify", scene).json()
     weights = repository / "vit-scenes" / "1" / "weights.bin"
     size_bytes = weights.stat().st_size

@@ -82,7 +82,7 @@ class OnnxRuntime:
 
 def _session(path: Path, threads: int, slot: Slot | None) -> ort.InferenceSession:
     if slot is None:
-        return ort.InferenceSession(path, _options(threads), providers=_PROVIDERS)
+        return _from_files(path, _options(threads))
     made_by = {"onnxruntime": ort.__version__}
     blob = slot.read(made_by)
     if blob is not None:
@@ -96,7 +96,7 @@ def _session(path: Path, threads: int, slot: Slot | None) -> ort.InferenceSessio
         session, blob = _optimised(path, threads)
     except Exception as error:  # a graph beyond the 2 GB of the format, a full disk
         _log.warning("onnxruntime cannot write what it makes of %s: %s", path, error)
-        return ort.InferenceSession(path, _options(threads), providers=_PROVIDERS)
+        return _from_files(path, _options(threads))
     slot.write(made_by, blob)
     return session
 
@@ -108,7 +108,24 @@ def _optimised(path: Path, threads: int) -> tuple[ort.InferenceSession, bytes]:
     with tempfile.TemporaryDirectory(prefix="saccade-") as folder:
         written = Path(folder) / "model.ort"
         options.optimized_model_filepath = str(written)
-        return ort.InferenceSession(path, options, providers=_PROVIDERS), written.read_bytes()
+        return _from_files(path, options), written.read_bytes()
+
+
+def _from_files(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    """The library would map files that the graph names, and compute with whatever is written there
+    later; so they are read.
+    """
+    graph = path.read_bytes()
+    named = [
+        other
+        for other in path.parent.iterdir()
+        if other != path and other.is_file() and other.name.encode() in graph
+    ]
+    contents = [other.read_bytes() for other in named]
+    options.add_external_initializers_from_files_in_memory(
+        [other.name for other in named], contents, [len(content) for content in contents]
+    )
+    return ort.InferenceSession(path, options, providers=_PROVIDERS)
 
 
 def _options(threads: int) -> ort.SessionOptions:

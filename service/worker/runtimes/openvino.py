@@ -114,6 +114,8 @@ def _compile(path: Path, config: dict[Any, Any], slot: Slot | None) -> ov.Compil
     the precision, and it reads a blob without looking whether it is whole.
     """
     core = ov.Core()
+    # A mapped file would go on changing the weights; what is read here is what was verified.
+    core.set_property({"ENABLE_MMAP": False})
     if slot is None:
         return core.compile_model(path, "CPU", config)
     made_by = {
