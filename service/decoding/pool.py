@@ -4,6 +4,7 @@ process that may crash, hang or run out of memory at the cost of that picture al
 
 import hashlib
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,12 +26,13 @@ from service.images import ImageLimits, check_start
 from service.pictures import Picture, Recipe, placement_of, prepare, prepare_ordinary
 
 Isolation = Literal["auto", "all", "off"]
-
+Fate = Literal["crashed", "killed", "slow"]
 
 IDLE_S = 60.0
 START_S = 30.0
 ATTEMPTS = 2  # one more than the crash that something else may have caused
 REMEMBERED = 256
+REMEMBERED_S = 600.0  # not for ever: a machine that is busy enough is slow with any picture
 COMMAND = (sys.executable, "-P", "-m", "service.decoding.process")
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Bounds:
 
 class DecoderPool:
     """Prepares pictures for threads, which wait meanwhile; there is at most one process for each of
-    them, started when first needed. What crashed or outlasted a decoder is remembered and refused.
+    them, started when first needed. What crashed or outlasted a decoder is refused for a while.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class DecoderPool:
         self._idle: list[_Decoder] = []
         self._busy: set[_Decoder] = set()
         self._closed = False
-        self._refused: OrderedDict[bytes, tuple[type[ClientError], str]] = OrderedDict()
+        self._refused: OrderedDict[bytes, tuple[float, type[ClientError], str]] = OrderedDict()
 
     def prepare(self, data: bytes, recipe: Recipe, keep_upright: bool = False) -> Picture:
         """Decode a picture and put it on its canvas.
@@ -76,7 +77,7 @@ class DecoderPool:
             BadImage, UnsupportedFormat: as ``images.Opened`` says.
             TooLarge: also where it took too long or too much memory.
             DecoderLost: it crashed its decoder, twice.
-            NotReady: no decoder could be started.
+            NotReady: no decoder could be started, or something keeps killing them.
         """
         if self._isolation == "off":
             return prepare(data, recipe, self._limits, keep_upright)
@@ -86,8 +87,9 @@ class DecoderPool:
                 return picture
         check_start(data, self._limits)
         if self._refused and (refused := self._refused.get(_digest(data))):
-            kind, message = refused
-            raise kind(message)
+            until_s, kind, message = refused
+            if time.monotonic() < until_s:
+                raise kind(message)
         return self._isolated(data, recipe, keep_upright)
 
     def close(self) -> None:
@@ -102,8 +104,8 @@ class DecoderPool:
         request = request_of(recipe, self._limits, keep_upright)
         largest = max(canvas.height * canvas.width for canvas in recipe.canvases)
         most_bytes = 3 * (largest + self._limits.max_pixels)
-        crashes = 0
-        while crashes < ATTEMPTS:
+        fates: list[Fate] = []
+        while len(fates) < ATTEMPTS:
             started_s = time.monotonic()
             decoder = self._take()
             try:
@@ -117,9 +119,9 @@ class DecoderPool:
                     "smaller one, or save it anew as a baseline JPEG.",
                 ) from None
             except (EOFError, OSError):
-                crashed = not decoder.ended_idle()  # else no fault of the picture
-                self._drop(decoder, "crashed" if crashed else None)
-                crashes += crashed
+                fate = decoder.fate()
+                self._drop(decoder, fate)
+                fates += [fate] if fate else []
                 continue
             except BaseException:
                 self._drop(decoder, None)
@@ -128,6 +130,8 @@ class DecoderPool:
             if isinstance(answer, ClientError):
                 raise answer
             return answer
+        if "killed" in fates:
+            raise NotReady("the decoders are being killed; try again soon")
         raise self._refuse(
             data,
             DecoderLost,
@@ -136,7 +140,7 @@ class DecoderPool:
 
     def _refuse(self, data: bytes, kind: type[ClientError], message: str) -> ClientError:
         with self._lock:
-            self._refused[_digest(data)] = kind, message
+            self._refused[_digest(data)] = time.monotonic() + REMEMBERED_S, kind, message
             while len(self._refused) > REMEMBERED:
                 self._refused.popitem(last=False)
         return kind(message)
@@ -165,7 +169,7 @@ class DecoderPool:
             self._busy.discard(decoder)
             self._idle.append(decoder)
 
-    def _drop(self, decoder: "_Decoder", reason: str | None) -> None:
+    def _drop(self, decoder: "_Decoder", reason: Fate | None) -> None:
         decoder.end()
         with self._lock:
             self._busy.discard(decoder)
@@ -209,13 +213,18 @@ class _Decoder:
         self._answered = True
         return reply
 
-    def ended_idle(self) -> bool:
-        """Whether it had gone for want of work; asked once the connection has broken."""
-        if not self._answered:
-            return False
-        with suppress(subprocess.TimeoutExpired):
-            return self._process.wait(1.0) == 0
-        return False
+    def fate(self) -> Fate | None:
+        """How it ended, asked once the connection has broken; None where it went for want of work.
+
+        Only others kill it, be it the kernel that is short of memory: a picture makes it crash.
+        """
+        try:
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return "crashed"  # it lives, and makes no sense
+        if code == 0 and self._answered:
+            return None
+        return "killed" if code == -signal.SIGKILL else "crashed"
 
     def end(self) -> None:
         if self._process.returncode is None:

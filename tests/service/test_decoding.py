@@ -268,7 +268,31 @@ def test_a_picture_is_tried_again_when_its_decoder_was_killed(
     pool = open_pool(lost=lost, command=a_decoder_that(kill_once))
     expected = prepare(HOSTILE, manifest, LIMITS)
     assert np.array_equal(pool.prepare(HOSTILE, manifest).pixels, expected.pixels)
-    assert lost == ["crashed"]
+    assert lost == ["killed"]
+
+
+def test_a_picture_is_not_to_blame_for_decoders_that_were_killed(
+    open_pool: Open, manifest: Manifest, tmp_path: Path
+) -> None:
+    safe = tmp_path / "safe"
+    kill = f"os.path.exists({str(safe)!r}) or os.kill(os.getpid(), signal.SIGKILL)"
+    pool = open_pool(command=a_decoder_that(kill))
+    with pytest.raises(NotReady, match="being killed"):
+        pool.prepare(HOSTILE, manifest)
+    safe.touch()
+    pool.prepare(HOSTILE, manifest)
+
+
+def test_what_was_refused_is_tried_again_after_a_while(
+    open_pool: Open, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[str] = []
+    monkeypatch.setattr(pool_module, "REMEMBERED_S", 0.0)
+    pool = open_pool(lost=lost, command=a_decoder_that("os.abort()"))
+    for count in (2, 4):
+        with pytest.raises(DecoderLost):
+            pool.prepare(HOSTILE, manifest)
+        assert lost == ["crashed"] * count
 
 
 def test_killing_an_idle_decoder_costs_no_picture(open_pool: Open, manifest: Manifest) -> None:
