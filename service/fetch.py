@@ -25,6 +25,7 @@ HTTPS_PORT = 443
 MAX_REDIRECTS = 3
 MAX_URL_CHARACTERS = 4096
 MAX_ADDRESSES = 4
+MAX_AT_ONCE = 16
 MAX_FRAMING_BYTES = 64 * 1024
 """Of answers that are not the picture: headers, redirects, what surrounds chunks."""
 
@@ -39,6 +40,7 @@ _VISIBLE = re.compile(r"[!-\[\]-~]+")  # ASCII without spaces, controls and the 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _NEVER = (
     ipaddress.ip_network("168.63.129.16/32"),  # Azure answers its virtual machines there
+    ipaddress.ip_network("192.0.0.0/24"),  # special uses, Oracle's metadata among them
     ipaddress.ip_network("192.88.99.0/24"),  # 6to4 relays
     ipaddress.ip_network("2002::/16"),  # 6to4: an IPv4 address, maybe a private one, inside
     ipaddress.ip_network("2001::/23"),  # special uses, Teredo among them
@@ -72,6 +74,7 @@ class ImageFetcher:
         self._suffixes = tuple(host[1:] for host in hosts if host.startswith("*."))
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
+        self._slots = asyncio.Semaphore(MAX_AT_ONCE)
         self._resolve = resolve or _resolve
         self._connect = connect or _connector()
 
@@ -84,7 +87,7 @@ class ImageFetcher:
             TooLarge: there are more bytes than a request may have.
         """
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s), self._slots:
                 target = self.check(url)
                 for _ in range(MAX_REDIRECTS + 1):
                     found = await self._get(target)
@@ -207,7 +210,7 @@ class _Exchange:
         if event.status_code != 200:
             raise UrlFailed(
                 f"{self._target.host} answered with status {event.status_code}",
-                status=event.status_code,
+                answered=event.status_code,
             )
         if headers.get(b"content-encoding", "identity").lower() != "identity":
             raise UrlFailed(f"{self._target.host} compressed the answer without being asked to")
@@ -239,7 +242,7 @@ class _Exchange:
             raise UrlFailed(f"{self._target.host} closed before the end of the picture")
         return bytes(body)
 
-    async def _next(self) -> h11.Event | type[h11.PAUSED]:
+    async def _next(self) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             data = await self._reader.read(_CHUNK_BYTES)
             self._received += len(data)

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -13,10 +15,10 @@ from starlette.requests import ClientDisconnect
 from service.api.bodies import Posted, RemotePicture, parse_options, read_body
 from service.api.negotiation import choose_media_type
 from service.api.problems import count_rejection, problem_of
-from service.api.schemas.base import Answer, ImageSize, Options
+from service.api.schemas.base import MOST_TIMEOUT_MS, Answer, ImageSize, Options
 from service.api.serving import Made, Serving
 from service.bundle import Manifest, Task
-from service.errors import InvalidBody, ServiceError
+from service.errors import DeadlineExceeded, InvalidBody, InvalidParameter, ServiceError
 from service.pictures import Picture
 from service.tracing import Trace
 from service.worker.link import Result
@@ -28,6 +30,11 @@ JSON = "application/json"
 Work = Callable[[bytes], Awaitable[Answer | str | Response]]
 """Answers one picture; a string is JSON, written off the event loop since it may be long."""
 CLIENT_LEFT = 499  # nobody reads it; the log and the metrics do
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+"""A deadline beside the parameters, for gateways and client libraries that set it on every request.
+There is no standard one; this name is the most used, and says its unit. It is time left and not a
+time of day, so that clocks need not agree.
+"""
 
 _ONE_PICTURE = "a picture or an array answers one picture; ask for application/json"
 
@@ -55,9 +62,11 @@ class Call:
     def of(
         cls, request: Request, manifest: Manifest, timeout_s: float | None, many: bool = False
     ) -> "Call":
-        """The call of a request; ``timeout_s`` is what it asks for, which the server's bounds."""
+        """The call of a request; ``timeout_s`` is what its parameters ask for, which its header
+        and the server bound.
+        """
         serving: Serving = request.state.serving
-        longest_s = serving.settings.timeout_s
+        longest_s = longest_timeout_s(request)
         return cls(
             serving,
             manifest,
@@ -151,6 +160,25 @@ async def answer_planned(
     return await answer_read(request, partial(read_body, request, serving.settings), answer)
 
 
+def longest_timeout_s(request: Request) -> float:
+    """Seconds that a request may take by its header and by the server's setting.
+
+    Raises:
+        InvalidParameter: the header is no whole number of milliseconds within bounds.
+    """
+    limit_s: float = request.state.serving.settings.timeout_s
+    asked = request.headers.get(TIMEOUT_HEADER)
+    if asked is None:
+        return limit_s
+    if not re.fullmatch("[0-9]{1,7}", asked) or not 1 <= int(asked) <= MOST_TIMEOUT_MS:
+        raise InvalidParameter(
+            f"{TIMEOUT_HEADER}: a whole number of milliseconds from 1 to {MOST_TIMEOUT_MS} is "
+            f"allowed, found {asked!r:.80}",
+            parameters=[TIMEOUT_HEADER],
+        )
+    return min(limit_s, int(asked) / 1000)
+
+
 async def answer_read(
     request: Request,
     read: Callable[[], Awaitable[Read]],
@@ -158,13 +186,29 @@ async def answer_read(
 ) -> Response:
     """Read what a request's body says, admit it, and answer that unless the client leaves."""
     serving: Serving = request.state.serving
-    serving.check_admission()
+    trace: Trace = request.state.trace
+    client = trace.client = request.state.client
+    serving.check_admission(client)
     try:
-        asked = await read()
+        asked = await _in_time(request, read)
     except ClientDisconnect:
+        serving.metrics.cancellations.labels("body").inc()
         return Response(status_code=CLIENT_LEFT)
-    with serving.admitted():
+    with serving.admitted(client):
         return await _unless_disconnected(request, answer(asked))
+
+
+async def _in_time(request: Request, read: Callable[[], Awaitable[Read]]) -> Read:
+    """Read a body, which has a time of its own, within that of the whole request."""
+    limit_s = longest_timeout_s(request)
+    if limit_s >= request.state.serving.settings.body_timeout_s:
+        return await read()
+    trace: Trace = request.state.trace
+    try:
+        async with asyncio.timeout(trace.started_s + limit_s - time.monotonic()):
+            return await read()
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed before the body had arrived") from None
 
 
 async def _bytes_of(request: Request, call: Call, image: bytes | RemotePicture) -> bytes:

@@ -122,6 +122,8 @@ def _unauthorized(shown: bytes | None, kind: str) -> Unauthorized:
 class BodyLimit:
     """ASGI middleware: reading a body past ``max_bytes`` raises TooLarge, so nothing more of it is
     kept.
+
+    ``hold_bytes`` in ``scope["state"]`` counts what a request has fetched from elsewhere as well.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_total_bytes: int) -> None:
@@ -138,20 +140,23 @@ class BodyLimit:
         announced = next((v for k, v in scope["headers"] if k == b"content-length"), b"")
         received = 0
 
-        async def limited() -> Message:
+        def hold(size: int) -> None:
             nonlocal received
-            if announced.isdigit() and int(announced) > self._max_bytes:
-                raise self._too_large(int(announced))
-            message = await receive()
-            size = len(message.get("body", b""))
             received += size
             self._held_bytes += size
             if received > self._max_bytes:
                 raise self._too_large(received)
             if self._held_bytes > self._max_total_bytes:
                 raise self._too_many()
+
+        async def limited() -> Message:
+            if announced.isdigit() and int(announced) > self._max_bytes:
+                raise self._too_large(int(announced))
+            message = await receive()
+            hold(len(message.get("body", b"")))
             return message
 
+        scope["state"]["hold_bytes"] = hold
         try:
             await self._app(scope, limited, send)
         finally:
@@ -159,8 +164,8 @@ class BodyLimit:
 
     def _too_large(self, found: int) -> TooLarge:
         return TooLarge(
-            f"the body has {found} bytes or more; at most {self._max_bytes} are accepted. "
-            "Send a smaller or more compressed picture.",
+            f"the body, with what its URLs name, has {found} bytes or more; at most "
+            f"{self._max_bytes} are accepted. Send smaller or more compressed pictures.",
             found=found,
             limit=self._max_bytes,
         )

@@ -273,7 +273,9 @@ class Serving:
         group = Group(manifest.name, graph, str(picture.placement.canvas), manifest.version)
         inputs = graph_inputs(picture, manifest, graph, extra)
         try:
-            result = await self.link.infer(group, inputs, deadline_s, outputs, trace.client)
+            result = await self.link.infer(
+                group, inputs, deadline_s, outputs, trace.client, trace.priority
+            )
         except asyncio.CancelledError:
             if not self.link.state.ready:  # else the worker counts it, by where it was
                 self.metrics.cancellations.labels("queue").inc()

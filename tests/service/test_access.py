@@ -15,8 +15,8 @@ from service.settings import Settings
 from tests.service.fake_app import FakeApp, picture
 
 ANNA, BERT, ROOT = "anna-0123456789abcdef", "bert-0123456789abcdef", "root-0123456789abcdef"
-KEYS = {"api_keys": f"anna:{ANNA},{BERT}"}
-ADMIN = {"admin_keys": f"root:{ROOT}"}
+KEYS: dict[str, Any] = {"api_keys": f"anna:{ANNA},{BERT}"}
+ADMIN: dict[str, Any] = {"admin_keys": f"root:{ROOT}"}
 
 
 def routes() -> list[tuple[str, str]]:

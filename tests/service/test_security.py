@@ -8,7 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.security import BodyLimit
 from service.errors import Overloaded, TooLarge
 
-SCOPE: Scope = {"type": "http", "headers": []}
+SCOPE: Scope = {"type": "http", "headers": [], "state": {}}
 
 
 async def unused(message: Message) -> None:
@@ -58,3 +58,15 @@ def test_bodies_in_progress_are_bounded_together_and_given_back_when_answered() 
         await limit(SCOPE, chunks(10), unused)
 
     asyncio.run(scenario())
+
+
+def test_what_was_fetched_for_a_request_counts_with_its_body() -> None:
+    async def fetch(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_all(scope, receive, send)
+        scope["state"]["hold_bytes"](4)
+        scope["state"]["hold_bytes"](3)
+
+    limit = BodyLimit(fetch, max_bytes=10, max_total_bytes=100)
+    asyncio.run(limit(dict(SCOPE), chunks(3), unused))
+    with pytest.raises(TooLarge, match="11 bytes or more; at most 10"):
+        asyncio.run(limit(dict(SCOPE), chunks(4), unused))
