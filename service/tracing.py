@@ -23,6 +23,10 @@ class Trace:
     trace_id: str
     started_s: float = field(default_factory=time.monotonic)
     stages_s: dict[str, float] = field(default_factory=dict)
+    client: str = ""
+    """Who takes turns with others: the name of a key, or an address."""
+    priority: int = 0
+    """Among the pictures of the same client: 1 comes first, then 2 and so on, 0 last."""
     task: str | None = None
     model: str | None = None
     batch_sizes: list[int] = field(default_factory=list)

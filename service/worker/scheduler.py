@@ -13,7 +13,9 @@ What waits is bounded by count and by bytes, in all and for each model. Where th
 holds most makes it.
 """
 
+import bisect
 import itertools
+import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,8 +43,10 @@ class Job:
     """One picture to run. ``deadline_s`` is on the clock of the scheduler, jobs that must run
     ``alone`` share no batch, and ``outputs`` are those to send back, None for all.
 
-    ``client`` is who takes turns with others. A job that was ``accepted`` before, by a worker that
-    died, is not asked for room again. Once it runs, ``left`` says that nobody waits for it.
+    ``client`` is who takes turns with others. Of its own jobs those of ``priority`` 1 come first,
+    then those of 2 and so on, and those of 0 last: nobody gets ahead of others by it. A job that
+    was ``accepted`` before, by a worker that died, is not asked for room again. Once it runs,
+    ``left`` says that nobody waits for it.
     """
 
     id: tuple[bytes, int]
@@ -52,6 +56,7 @@ class Job:
     alone: bool = False
     outputs: tuple[str, ...] | None = None
     client: str = ""
+    priority: int = 0
     accepted: bool = False
     left: bool = False
     arrival: int = 0
@@ -60,6 +65,11 @@ class Job:
 
     def __post_init__(self) -> None:
         self.size_bytes = sum(array.nbytes for array in self.inputs.values())
+
+    @property
+    def rank(self) -> float:
+        """Its place among the jobs of its client; least first."""
+        return self.priority or math.inf
 
 
 class Batch(NamedTuple):
@@ -144,7 +154,7 @@ class Scheduler:
         return self._all.size_bytes
 
     def admit(self, job: Job) -> Displaced | None:
-        """Put a job at the end of its client's line, perhaps in the place of another.
+        """Put a job into its client's line, perhaps in the place of another.
 
         Raises:
             Overloaded: the queue is full by count or by bytes, and nobody holds more of it.
@@ -160,7 +170,11 @@ class Scheduler:
             self._rates[job.group].begin(now_s)
         job.admitted_s = now_s
         job.arrival = next(self._arrivals)
-        self._lines.setdefault(job.group, {}).setdefault(job.client, deque()).append(job)
+        line = self._lines.setdefault(job.group, {}).setdefault(job.client, deque())
+        if job.priority:
+            bisect.insort(line, job, key=lambda one: one.rank)
+        else:
+            line.append(job)
         self._waiting[job.id] = job
         for held in self._holders(job):
             held.count(job)
@@ -220,7 +234,8 @@ class Scheduler:
             mine = [group for group in able if client in self._lines[group]]
             if mine:
                 self._clients[client] = self._clients.pop(client)
-                return min(mine, key=lambda group: self._lines[group][client][0].arrival)
+                heads = {group: self._lines[group][client][0] for group in mine}
+                return min(mine, key=lambda group: (heads[group].rank, heads[group].arrival))
         return None
 
     def _collect(self, group: Group, now_s: float, late: list[Job]) -> list[Job]:

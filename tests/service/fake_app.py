@@ -42,6 +42,8 @@ class FakeLink:
         self.was_ready = True
         self.asked: list[tuple[Group, Arrays, float]] = []
         self.wanted: list[tuple[str, ...] | None] = []
+        self.clients: list[str] = []
+        self.priorities: list[int] = []
         self.answer: Arrays | None = None
         self.before: Callable[[], Awaitable[None]] | None = None
 
@@ -51,9 +53,13 @@ class FakeLink:
         inputs: Arrays,
         deadline_s: float,
         outputs: tuple[str, ...] | None = None,
+        client: str = "",
+        priority: int = 0,
     ) -> Result:
         self.asked.append((group, inputs, deadline_s))
         self.wanted.append(outputs)
+        self.clients.append(client)
+        self.priorities.append(priority)
         if self.before is not None:
             await self.before()
         if self.answer is not None:

@@ -45,7 +45,7 @@ def test_raw_bytes_get_classes_best_first_whatever_their_content_type_claims() -
                 ],
             }
     group, inputs, deadline_s = fake.link.asked[0]
-    assert group == ("tiny", "serve", "8x8")
+    assert group == ("tiny", "serve", "8x8", "1")
     assert inputs["images"].shape == (8, 8, 3)
     assert inputs["images"].dtype == np.uint8
     assert 0 < deadline_s - time.monotonic() <= fake.settings.timeout_s
@@ -360,6 +360,8 @@ def test_a_client_that_leaves_while_sending_is_no_error_of_ours(
     asyncio.run(fake.call("/v1/classify", {"content-type": kind}, receive))
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     assert fake.link.asked == []
+    stage = {"stage": "body"}
+    assert fake.metrics.registry.get_sample_value("saccade_cancellations_total", stage) == 1
 
 
 def test_a_client_that_leaves_cancels_the_inference() -> None:
@@ -424,14 +426,48 @@ def test_errors_of_the_worker_reach_the_client(
     assert response.headers.get("retry-after") == retry_after
 
 
-def test_a_request_may_ask_for_less_time_and_never_for_more() -> None:
-    fake = FakeApp(timeout_s=5)
+def test_a_request_may_ask_for_less_time_by_parameter_or_header_and_never_for_more() -> None:
+    fake = FakeApp(timeout_s=50)
+    asked = [
+        ("timeout_ms=20000", {}),
+        ("timeout_ms=60000", {}),
+        ("", {"X-Request-Timeout-Ms": "20000"}),
+        ("", {"X-Request-Timeout-Ms": "60000"}),
+        ("timeout_ms=40000", {"X-Request-Timeout-Ms": "20000"}),
+        ("timeout_ms=20000", {"X-Request-Timeout-Ms": "40000"}),
+    ]
     with fake.client() as client:
-        client.post("/v1/classify?timeout_ms=1000", content=RED)
-        client.post("/v1/classify?timeout_ms=60000", content=RED)
-    now_s = time.monotonic()
-    assert [deadline_s - now_s <= 1 for _, _, deadline_s in fake.link.asked] == [True, False]
-    assert all(deadline_s - now_s <= 5 for _, _, deadline_s in fake.link.asked)
+        for query, headers in asked:
+            began_s = time.monotonic()
+            url = f"/v1/classify?{query}"
+            assert client.post(url, content=RED, headers=headers).status_code == 200
+            given_s = fake.link.asked[-1][2] - began_s
+            expected_s = 20 if "20000" in f"{query} {headers}" else 50
+            assert expected_s - 0.1 < given_s < expected_s + 10
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "soon", "1.5", "3600001", "1" * 5000, "\u0661"])
+def test_a_timeout_header_that_is_no_number_of_milliseconds_is_refused(value: str) -> None:
+    with FakeApp().client() as client:
+        headers = {"X-Request-Timeout-Ms": value.encode()}
+        response = client.post("/v1/classify", content=RED, headers=headers)
+    assert response.status_code == 422
+    assert response.json()["code"] == "invalid_parameter"
+    assert response.json()["parameters"] == ["X-Request-Timeout-Ms"]
+    assert "from 1 to 3600000" in response.json()["detail"]
+
+
+def test_a_deadline_that_passes_while_the_body_comes_ends_the_request() -> None:
+    async def scenario() -> list[dict[str, Any]]:
+        return await FakeApp().call("/v1/classify", {"x-request-timeout-ms": "50"}, never)
+
+    async def never() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    start, body = asyncio.run(scenario())
+    assert start["status"] == 504
+    assert json.loads(body["body"])["code"] == "deadline_exceeded"
 
 
 def test_beyond_the_bound_of_the_queue_nothing_is_read() -> None:

@@ -33,6 +33,8 @@ class Network:
         inputs: Arrays,
         deadline_s: float,
         outputs: tuple[str, ...] | None = None,
+        client: str = "",
+        priority: int = 0,
     ) -> Result:
         self.asked.append((group, inputs, outputs))
         query = int(inputs["query"])

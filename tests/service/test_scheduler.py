@@ -56,6 +56,25 @@ def numbers(jobs: list[Job]) -> list[int]:
     return [job.id[1] for job in jobs]
 
 
+def test_a_priority_puts_a_picture_ahead_of_its_own_clients_and_of_nobody_elses() -> None:
+    waiting = scheduler(Clock(), streams=9)
+    for number, priority in enumerate((0, 2, 1, 2, 0)):
+        waiting.admit(job(number, EXPLAIN, client="one", priority=priority))
+    for number in (5, 6):
+        waiting.admit(job(number, EXPLAIN, client="other"))
+    order = [numbers(waiting.next_batch().jobs)[0] for _ in range(7)]
+    assert [number for number in order if number < 5] == [2, 1, 3, 0, 4]
+    assert order[:4] == [2, 5, 1, 6]
+
+
+def test_a_priority_counts_among_all_models_that_a_client_asks() -> None:
+    waiting = scheduler(Clock(), streams=9)
+    waiting.admit(job(0, SMALL))
+    waiting.admit(job(1, LARGE, priority=1))
+    assert numbers(waiting.next_batch().jobs) == [1]
+    assert numbers(waiting.next_batch().jobs) == [0]
+
+
 def test_an_empty_queue_gives_an_empty_batch() -> None:
     assert scheduler(Clock(), streams=9).next_batch() == Batch([], [])
 
@@ -177,7 +196,7 @@ def test_a_process_that_is_gone_takes_all_its_jobs_with_it() -> None:
         queue.admit(waiting)
     running = queue.next_batch().jobs
     queue.admit(job(1))
-    assert queue.cancel_all(b"gone") == 2
+    assert Counter(queue.cancel_all(b"gone")) == {"queue": 2, "infer": 4}
     assert [waiting.left for waiting in running] == [True] * 4
     assert numbers(queue.next_batch().jobs) == [1]
 

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 Answered = TypeVar("Answered", bound=BaseModel)
 Rounded = Annotated[float, PlainSerializer(lambda value: round(value, 6))]
 
+MOST_TIMEOUT_MS = 3_600_000
+
 ABOUT_EXAMPLE = {
     "model": "vit-scenes",
     "version": "1",
@@ -31,7 +33,7 @@ class Options(BaseModel):
     timeout_ms: int | None = Field(
         default=None,
         ge=1,
-        le=3_600_000,
+        le=MOST_TIMEOUT_MS,
         description="Milliseconds until a 504; the server's default bounds it",
     )
 
