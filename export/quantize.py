@@ -15,7 +15,7 @@ from export.parity import measure, objections, run_alone, summary
 from export.pictures import SUFFIXES
 from export.progress import Progress, Silent
 from export.proof import FEWEST_PICTURES, picture_inputs
-from export.repository import describe_files, replace_manifest
+from export.repository import describe_files, enough_room, replace_manifest
 from export.to_int8 import METHOD, quantize
 from export.to_onnx import save
 from service.bundle import Bundle, Graph, Manifest, Parity, Quantization
@@ -71,7 +71,7 @@ def add_int8(bundle: Bundle, images: Path, progress: Progress | None = None) -> 
     progress = progress or Silent()
     calibration, proof = _split(images)
     manifest = without_int8(bundle.manifest)
-    with TemporaryDirectory(dir=bundle.folder, prefix=".int8-") as name:
+    with enough_room(bundle.folder), TemporaryDirectory(dir=bundle.folder, prefix=".int8-") as name:
         folder = Path(name)
         graphs = _write_graphs(bundle, manifest, folder, Files(calibration), progress)
         written = {graph.file for graph in graphs} | {WEIGHTS}

@@ -1,5 +1,6 @@
 """Version folders in a model repository: numbered, written aside, and put in place in one move."""
 
+import errno
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.bundle import MANIFEST, Bundle, File, Manifest, Name, digest_of, load_bundle
 from service.errors import StartError
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def check_name(what: str, name: str) -> str:
@@ -35,19 +39,34 @@ def next_version(repository: Path, name: str) -> str:
 
 
 @contextmanager
+def enough_room(folder: Path) -> Iterator[None]:
+    """Say in one sentence that a disk or a quota is full, or a file larger than is allowed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise StartError(
+            f"{folder} cannot take what is written: {error.strerror}; nothing was left behind. "
+            "Make room there, or name another folder."
+        ) from error
+
+
+@contextmanager
 def unfinished_version(repository: Path, name: str, version: str) -> Iterator[Path]:
     """A folder to write into, which ``publish`` moves into place; gone afterwards in any case.
 
     It lies beside the model folders under a hidden name, where no server looks for versions.
 
     Raises:
-        StartError: the version exists.
+        StartError: the version exists, or there is no room for it.
     """
     _refuse_existing(repository / name / version)
     folder = repository / f".{name}-{version}-{uuid.uuid4().hex[:8]}"
-    folder.mkdir(parents=True)
     try:
-        yield folder
+        with enough_room(repository):
+            folder.mkdir(parents=True)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -80,8 +99,12 @@ def publish(folder: Path, repository: Path, manifest: Manifest) -> Bundle:
 def replace_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     """Put another manifest in place of a bundle's own, in one move; its graphs stay."""
     aside = bundle.folder / f".{MANIFEST}-{uuid.uuid4().hex[:8]}"
-    aside.write_text(_text(manifest), encoding="utf-8")
-    aside.replace(bundle.folder / MANIFEST)
+    try:
+        with enough_room(bundle.folder):
+            aside.write_text(_text(manifest), encoding="utf-8")
+            aside.replace(bundle.folder / MANIFEST)
+    finally:
+        aside.unlink(missing_ok=True)
     return load_bundle(bundle.folder)
 
 

@@ -294,7 +294,7 @@ class Bundle(BaseModel):
         return self.folder / graph.file
 
     def verify(self) -> None:
-        """Check size and digest of every file.
+        """Check size and digest of every file; all sizes first, for they cost nothing.
 
         Raises:
             BadBundle: naming the file, what was found and what was expected.
@@ -312,7 +312,12 @@ class Bundle(BaseModel):
                     f"{path} has {size} bytes; {MANIFEST} expects {expected.size_bytes}. "
                     "Copy the bundle again or export it anew."
                 )
-            digest = digest_of(path)
+        for name, expected in self.manifest.files.items():
+            path = self.folder / name
+            try:
+                digest = digest_of(path)
+            except OSError as error:
+                raise BadBundle(f"{path} cannot be read: {error.strerror}.") from None
             if digest != expected.sha256:
                 raise BadBundle(
                     f"{path} has sha256 {digest}; {MANIFEST} expects {expected.sha256}. "

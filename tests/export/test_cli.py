@@ -1,7 +1,10 @@
 """``saccade export`` from the outside, and what an export leaves on disk."""
 
+import errno
 import json
+import os
 import re
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from export.build import export_bundle
 from export.cli import export
 from export.plan import Wishes
 from export.proof import Subject
-from export.repository import next_version, publish, unfinished_version
+from export.repository import next_version, publish, replace_manifest, unfinished_version
 from service.bundle import Accuracy, Bundle, digest_of, load_bundle, load_repository
 from service.errors import StartError
 from service.worker.runtimes.choose import Choice, supports
@@ -159,6 +162,44 @@ def test_an_interrupted_export_leaves_nothing(
     with pytest.raises((KeyboardInterrupt, StartError, OSError)):
         export_bundle(references["vit"].folder, tmp_path)
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_bundle(
+    references: dict[str, Any], tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # the weights have four times that
+    try:
+        result = saccade_export(references["vit"].folder, "--out", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large; nothing was left behind. Make room there" in sentence(result)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_with_the_manifest_leaves_the_bundle_as_it_was(
+    bundles: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder = shutil.copytree(bundles["vit"].folder, tmp_path / "vit" / "1")
+    bundle, before = load_bundle(folder), sorted(path.name for path in folder.iterdir())
+    changed = bundle.manifest.model_copy(update={"accuracy": []})
+
+    def write_half(self: Path, text: str, encoding: str) -> int:
+        self.write_bytes(text[:100].encode())
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(StartError, match=re.escape(os.strerror(number))):
+        replace_manifest(bundle, changed)
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert load_bundle(folder) == bundle
+    with (
+        pytest.raises(StartError, match=re.escape(os.strerror(number))),
+        unfinished_version(tmp_path, "vit", "2") as unfinished,
+    ):
+        publish(unfinished, tmp_path, changed)
+    assert [path.name for path in tmp_path.iterdir()] == ["vit"]
 
 
 def test_an_existing_version_is_not_overwritten(
