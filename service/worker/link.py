@@ -142,9 +142,11 @@ class WorkerLink:
         deadline_s: float,
         outputs: tuple[str, ...] | None = None,
         client: str = "",
+        priority: int = 0,
     ) -> Result:
         """Run one picture in whatever batch it fits; ``deadline_s`` is on the monotonic clock,
-        ``outputs`` are those to bring back, None for all, and ``client`` takes turns with others.
+        ``outputs`` are those to bring back, None for all, and ``client`` takes turns with others;
+        of its own pictures those of ``priority`` 1 come first and those of 0 last.
 
         While the worker is away the picture waits for its successor. Cancelling this coroutine
         takes the picture off the worker's queue.
@@ -170,6 +172,7 @@ class WorkerLink:
             "deadline_s": deadline_s,
             "alone": False,
             "client": client,
+            "priority": priority,
         }
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         pending = self._pending[job_id] = _Pending(group, header, inputs, answer)

@@ -176,6 +176,7 @@ class Worker:
                 header["alone"],
                 None if outputs is None else tuple(outputs),
                 header.get("client", ""),
+                header.get("priority", 0),
                 header.get("accepted", False),
             )
             try:

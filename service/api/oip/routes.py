@@ -177,6 +177,7 @@ async def _read(request: Request) -> Asked:
 async def _answer(request: Request, manifest: Manifest, asked: Asked) -> Response:
     parameters, outputs = asked.request.parameters, asked.request.outputs or []
     wanted = Wanted.of(manifest, asked.request)
+    request.state.trace.priority = parameters.priority
     timeout_s = parameters.timeout / 1e6 if parameters.timeout else None
     call = Call.of(request, manifest, timeout_s)
     tensors = join(manifest, wanted, await _answer_all(call, asked.pictures, wanted))
