@@ -93,7 +93,7 @@ class ImageFetcher:
                     found = await self._get(target)
                     if isinstance(found, bytes):
                         return found
-                    target = self.check(urljoin(target.url, found))
+                    target = self.check(_joined(target.url, found))
         except TimeoutError:
             raise UrlFailed(
                 f"the picture did not arrive within {self._timeout_s:g} seconds",
@@ -153,12 +153,16 @@ class ImageFetcher:
         for address in addresses:
             if not is_public(address):  # one that points inside makes the others suspect
                 raise UrlRefused(f"{host} has an address that pictures are not fetched from")
-        for address in addresses[:MAX_ADDRESSES]:
+        addresses = addresses[:MAX_ADDRESSES]
+        for left, address in zip(reversed(range(len(addresses))), addresses, strict=True):
+            # One that swallows what is sent must leave time for those after it.
+            limit_s = self._timeout_s / (2 * MAX_ADDRESSES) if left else None
             try:
-                return await self._connect(address, host)
+                async with asyncio.timeout(limit_s):
+                    return await self._connect(address, host)
             except ssl.SSLError as error:
                 raise UrlFailed(f"{host} is not to be trusted: {_tls_fault(error)}") from None
-            except OSError:
+            except OSError:  # a TimeoutError is one
                 continue
         raise UrlFailed(f"{host} cannot be reached")
 
@@ -257,6 +261,13 @@ class _Exchange:
             found=found,
             limit=self._max_bytes,
         )
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise UrlRefused(f"the URL leads to one that cannot be read: {error}") from None
 
 
 def _tls_fault(error: ssl.SSLError) -> str:

@@ -147,6 +147,7 @@ class RequestContext:
         facts = {
             "request_id": trace.request_id,
             "trace_id": trace.trace_id,
+            "client": scope["state"].get("client"),
             "model": trace.model,
             "status": status,
             "seconds": round(seconds, 6),

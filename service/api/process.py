@@ -16,7 +16,7 @@ from setproctitle import setproctitle
 
 from service.api.app import create_app
 from service.api.connections import Guard, Limits, raise_descriptor_limit
-from service.api.tls import server_context
+from service.api.tls import bound_handshakes, server_context
 from service.errors import StartError
 from service.lifeline import EXIT_BAD_CONFIG, exit_with_parent
 from service.logs import configure_logging
@@ -43,7 +43,6 @@ def main() -> None:
         sys.exit(EXIT_BAD_CONFIG)
     config = uvicorn.Config(
         app,
-        loop="uvloop",
         http=cast(type[asyncio.Protocol], _guard(settings, metrics).protocol),
         ws="none",
         lifespan="on",
@@ -59,7 +58,9 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     _log.info("accepting requests")
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(descriptor))])
+    server = uvicorn.Server(config)
+    with asyncio.Runner(loop_factory=bound_handshakes(settings.header_timeout_s)) as runner:
+        runner.run(server.serve(sockets=[socket.socket(fileno=int(descriptor))]))
 
 
 def _tls(settings: Settings) -> Callable[..., ssl.SSLContext] | None:

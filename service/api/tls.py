@@ -1,10 +1,14 @@
 """HTTPS: the certificate that the server shows, followed when its files are renewed."""
 
+import asyncio
 import logging
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import uvloop
 
 from service.errors import BadSettings
 from service.watching import WatchedFiles
@@ -39,6 +43,21 @@ def server_context(
 
     context.sni_callback = choose
     return context
+
+
+def bound_handshakes(seconds: float) -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes event loops whose TLS servers wait so long for a handshake, not a minute.
+
+    Until its end the connection is nobody's but the loop's, and uvicorn does not pass this on.
+    """
+
+    class Loop(uvloop.Loop):
+        async def create_server(self, *args: Any, **options: Any) -> asyncio.AbstractServer:
+            if options.get("ssl") is not None:
+                options["ssl_handshake_timeout"] = seconds
+            return await super().create_server(*args, **options)
+
+    return Loop
 
 
 def _load(certificate: str, key: str) -> ssl.SSLContext:

@@ -1,5 +1,6 @@
 """Who gets in: keys on every route but probes, admin routes, metrics."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,18 @@ def test_clients_are_told_apart_by_key_or_else_by_address() -> None:
     assert client_of(FakeApp(**KEYS), bearer(BERT)).startswith("key-")
     assert client_of(FakeApp(**KEYS, **ADMIN), bearer(ROOT)) == "root"
     assert client_of(FakeApp(), {}) == "testclient"  # the peer's address
+
+
+def test_the_log_says_who_asked_and_never_with_which_key(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.DEBUG), FakeApp(**KEYS).client() as client:
+        client.post("/v1/classify", content=picture(), headers=bearer(ANNA))
+        client.post(f"/v1/classify?key={ROOT}", content=picture(), headers=bearer(ROOT))
+    lines = [record for record in caplog.records if record.name == "saccade.access"]
+    assert [vars(line)["facts"]["client"] for line in lines] == ["anna", "testclient"]
+    ours = [record for record in caplog.records if record.name.startswith(("saccade", "service"))]
+    assert not [line for line in ours if "0123456789abcdef" in repr(vars(line))]
 
 
 def test_a_bad_key_file_stops_the_start_before_anything_is_served(tmp_path: Path) -> None:

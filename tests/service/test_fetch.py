@@ -252,6 +252,25 @@ def test_the_next_address_is_tried_where_one_takes_no_connection() -> None:
     asyncio.run(scenario())
 
 
+def test_an_address_that_swallows_everything_leaves_time_for_the_next() -> None:
+    async def scenario() -> None:
+        async with serving(saying(OK, b"\r\nJPG")) as world:
+            world.names["images.example.org"] = [["8.8.8.8", PUBLIC]]
+            reach, never = world.connect, asyncio.Event()
+
+            async def connect(
+                address: str, host: str
+            ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                if address == "8.8.8.8":
+                    await never.wait()
+                return await reach(address, host)
+
+            fetcher = ImageFetcher(HOSTS, 1000, 5.0, world.resolve, connect)
+            assert await fetcher.fetch("https://images.example.org/") == b"JPG"
+
+    asyncio.run(scenario())
+
+
 def test_a_certificate_for_another_name_is_not_trusted() -> None:
     async def scenario() -> None:
         async with serving(saying(OK, b"\r\nJPG"), "evil.net") as world:
@@ -293,6 +312,8 @@ def test_a_redirect_to_an_allowed_host_is_followed(location: str, status: int) -
         "file:///etc/passwd",
         "https:\\\\evil.net/there",
         "/there\\..\\x",
+        "https://[::1/there",
+        "https://[x]/there",
     ],
 )
 def test_a_redirect_to_elsewhere_is_refused(location: str) -> None:

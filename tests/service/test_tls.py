@@ -2,6 +2,7 @@
 
 import http.client
 import shutil
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -96,7 +97,7 @@ def test_a_real_server_speaks_https_alone_and_follows_its_files_of_keys_and_cert
     keys = tmp_path / "keys"
     keys.write_text(f"anna:{KEY}\n")
     files = "--tls-certificate", chain, "--tls-key", key, "--api-keys-file", str(keys)
-    server = start_server(*files, "--api-processes", "1")
+    server = start_server(*files, "--api-processes", "1", "--header-timeout-s", "1")
     assert server.url.startswith("https://127.0.0.1:")
 
     url = server.url + "/v1/models"
@@ -108,6 +109,10 @@ def test_a_real_server_speaks_https_alone_and_follows_its_files_of_keys_and_cert
     with pytest.raises((http.client.HTTPException, OSError)):
         plain.getresponse()
     plain.close()
+
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 0), timeout=20) as silent:
+        assert silent.recv(1) == b""  # given up, as nothing came
 
     keys.write_text("bert:bert-0123456789abcdef\n")
     end_s = time.monotonic() + PATIENCE_S
