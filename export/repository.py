@@ -12,7 +12,6 @@ from pydantic import TypeAdapter, ValidationError
 from service.bundle import MANIFEST, Bundle, File, Manifest, Name, digest_of, load_bundle
 from service.errors import StartError
 
-
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 

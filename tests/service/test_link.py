@@ -13,6 +13,7 @@ import zmq
 import zmq.asyncio
 
 from service.errors import (
+    CannotLoad,
     DeadlineExceeded,
     NotReady,
     Overloaded,
@@ -386,5 +387,64 @@ def test_closing_fails_what_is_pending_and_refuses_what_comes(tmp_path: Path) ->
         with pytest.raises(NotReady, match="shutting down"):
             await line.infer(0)
         worker.die()
+
+    run(scenario())
+
+
+def test_a_change_is_asked_for_and_its_end_or_error_comes_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            loading = asyncio.create_task(line.link.change("load", "vit", "2"))
+            header, _ = await worker.receive()
+            assert header == {"type": "load", "id": header["id"], "model": "vit", "version": "2"}
+            await worker.send(type="done", id=header["id"])
+            await loading
+            unloading = asyncio.create_task(line.link.change("unload", "vit"))
+            header, _ = await worker.receive()
+            error = {"kind": "CannotLoad", "message": "damaged", "facts": {}}
+            await worker.send(type="error", id=header["id"], **error)
+            with pytest.raises(CannotLoad, match="damaged"):
+                await unloading
+
+    run(scenario())
+
+
+def test_a_change_that_the_worker_dies_of_is_not_tried_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, first):
+            loading = asyncio.create_task(line.link.change("load", "vit", "2"))
+            await first.receive()
+            second = await successor(tmp_path, line, first)
+            with pytest.raises(WorkerLost, match="died during the change"):
+                await loading
+            asked = line.infer(1)
+            header, _ = await second.receive()
+            assert header["type"] == "infer", "and nothing before"
+            await second.answer(header["id"], 0)
+            await asked
+            second.die()
+
+    run(scenario())
+
+
+def test_nothing_can_be_changed_while_the_worker_is_away(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            worker.die()
+            await line.until(ready=False)
+            with pytest.raises(NotReady, match="died"):
+                await line.link.change("load", "vit")
+
+    run(scenario())
+
+
+def test_models_that_should_be_served_and_cannot_be_are_known(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            about = {"phase": "ready", "passed_s": None, "phases": []}
+            await worker.send(type="status", ready=True, models={}, failed=["vit"], **about)
+            while (state := await line.states.get()).failed != ["vit"]:
+                pass
+            assert line.link.state.failed == state.failed
 
     run(scenario())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zmq
 
-from service.errors import BadBundle
+from service.errors import BadBundle, CannotLoad, NotReady
 from service.metrics import Metrics
 from service.settings import Settings
 from service.worker import wire
@@ -489,3 +489,81 @@ def test_a_thread_that_ends_takes_the_others_with_it(tmp_path: Path) -> None:
     rig.join()
     assert [type(error) for error in rig.ended] == [SystemExit]
     rig.close()
+
+
+def test_a_change_is_told_to_everyone_before_it_is_answered(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        peer, other = rig.peer(), rig.peer()
+        for one in (peer, other):
+            one.send(type="hello")
+            while not one.receive("status")[0]["ready"]:
+                pass
+        peer.send(type="load", id=7, model="vit", version="2")
+        told = [peer.receive("status", "done")[0]]
+        while told[-1]["type"] != "done":
+            told.append(peer.receive("status", "done")[0])
+        assert told[-1] == {"type": "done", "id": 7}
+        assert told[-2]["models"]["vit"]["version"] == "2"
+        while other.receive("status")[0]["models"]["vit"]["version"] != "2":
+            pass
+        info = {"model": "vit", "runtime": "fake", "precision": "fp32"}
+        assert rig.value_of("saccade_model_info", version="1", **info) == 0
+        assert rig.value_of("saccade_model_info", version="2", **info) == 1
+
+
+def test_a_change_that_is_refused_is_answered_with_its_error(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        peer = rig.peer()
+        rig.models.refuses = CannotLoad("model.onnx is damaged")
+        peer.send(type="load", id=7, model="vit", version="2")
+        answer, _ = peer.receive("done", "error")
+        assert (answer["id"], answer["kind"]) == (7, "CannotLoad")
+        assert answer["message"] == "model.onnx is damaged"
+        peer.infer(8, 1)
+        assert peer.answers(1)[8]["y"] == 2
+
+
+def test_batches_run_while_a_model_is_being_loaded(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        peer, may_change = rig.peer(), threading.Event()
+
+        def wait(name: str, version: str | None, report: Callable[[str], None]) -> None:
+            assert may_change.wait(PATIENCE_S)
+
+        rig.models.change = wait  # type: ignore[method-assign]
+        peer.send(type="load", id=7, model="vit", version="2")
+        for job_id in (8, 9):
+            peer.infer(job_id, job_id)
+            assert peer.receive("result", "done")[0]["id"] == job_id
+        may_change.set()
+        assert peer.receive("done")[0]["id"] == 7
+
+
+def test_models_that_cannot_be_loaded_are_told_and_the_worker_is_not_ready_without_any(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path)
+    rig.models.failed, rig.models.able = {"vit": "weights.bin is missing"}, False
+    rig.start()
+    peer = rig.peer()
+    peer.send(type="hello")
+    while "no model" not in (status := peer.receive("status")[0])["phase"]:
+        pass
+    assert (status["ready"], status["failed"]) == (False, ["vit"])
+    assert "weights.bin" not in status["phase"], "paths are for the log"
+    rig.close()
+
+
+def test_an_error_that_time_will_mend_is_told_as_it_is(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        peer = rig.peer()
+
+        def refuse(*_: Any) -> Ran:
+            raise NotReady("the explain graph cannot be opened", retry_after_s=7.0)
+
+        rig.models.run, run = refuse, rig.models.run  # type: ignore[method-assign]
+        peer.infer(1, 1)
+        answer = peer.answers(1)[1]
+        assert (answer["kind"], answer["retry_after_s"]) == ("NotReady", 7.0)
+        assert rig.value_of("saccade_isolated_failures_total", model="vit") in (None, 0)
+        rig.models.run = run  # type: ignore[method-assign]
