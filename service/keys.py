@@ -74,8 +74,8 @@ class KeyRing:
         self._watched = WatchedFiles([self._file] if self._file else [], clock)
         self._names = self._listed | self._read()
 
-    def __bool__(self) -> bool:
-        return bool(self._names)
+    def __len__(self) -> int:
+        return len(self._names)
 
     def find(self, key: bytes) -> str | None:
         """The name of who holds this key; None if nobody does."""

@@ -201,7 +201,9 @@ class Settings(BaseSettings):
     @field_validator("api_keys", "admin_keys")
     @classmethod
     def _holds_keys(cls, value: SecretStr) -> SecretStr:
-        parse_keys(value.get_secret_value())
+        text = value.get_secret_value()
+        if text and not parse_keys(text):
+            raise ValueError("it is set, and holds no key")  # and must not let everybody in
         return value
 
     @field_validator("tls_key")

@@ -2,6 +2,7 @@
 stream in.
 """
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,8 @@ PROBES = frozenset((*HEALTH, "/v2/health/live", "/v2/health/ready"))
 """What orchestrators ask, who have no key; it tells nothing but yes or no."""
 METRICS = "/metrics"
 
+_log = logging.getLogger(__name__)
+
 _HOW = "send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
 
 
@@ -29,9 +32,14 @@ def access_rules(settings: Settings) -> dict[str, Any]:
         BadSettings: a file of keys cannot be read or understood.
     """
     listed = settings.api_keys.get_secret_value(), settings.admin_keys.get_secret_value()
+    callers = KeyRing(listed[0], settings.api_keys_file, "--api-keys-file")
+    admins = KeyRing(listed[1], settings.admin_keys_file, "--admin-keys-file")
+    facts = {"api_keys": len(callers), "admin_keys": len(admins)}
+    who = "who shows a key" if callers else "everybody who reaches the port"
+    _log.info("%s may ask", who, extra={"facts": facts})
     return {
-        "callers": KeyRing(listed[0], settings.api_keys_file, "--api-keys-file"),
-        "admins": KeyRing(listed[1], settings.admin_keys_file, "--admin-keys-file"),
+        "callers": callers,
+        "admins": admins,
         "open_paths": PROBES | ({METRICS} if settings.metrics_access == "open" else frozenset()),
     }
 

@@ -193,6 +193,18 @@ def test_the_log_says_who_asked_and_never_with_which_key(
     assert not [line for line in ours if "0123456789abcdef" in repr(vars(line))]
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({}, "everybody who reaches the port may ask"), (KEYS, "who shows a key may ask")],
+)
+def test_the_log_says_at_the_start_who_may_ask(
+    caplog: pytest.LogCaptureFixture, settings: dict[str, Any], says: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        FakeApp(**settings)
+    assert says in caplog.messages
+
+
 def test_a_bad_key_file_stops_the_start_before_anything_is_served(tmp_path: Path) -> None:
     settings = Settings(api_keys_file=str(tmp_path / "missing"))
     with pytest.raises(BadSettings, match=r"--api-keys-file: .*missing"):

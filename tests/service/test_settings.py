@@ -147,6 +147,15 @@ def test_a_wrong_secret_is_named_and_never_repeated(
     assert "secret" not in str(bare.value)
 
 
+@pytest.mark.parametrize("blank", [" ", ",", "\n", "# 0123456789abcdef"])
+def test_keys_that_are_none_do_not_let_everybody_in(
+    monkeypatch: pytest.MonkeyPatch, blank: str
+) -> None:
+    monkeypatch.setenv("SACCADE_API_KEYS", blank)
+    with pytest.raises(BadSettings, match=r"SACCADE_API_KEYS: .*holds no key"):
+        load_settings()
+
+
 def test_secrets_are_no_flags_and_do_not_show_in_what_is_printed() -> None:
     flags = inspect.signature(serve).parameters
     assert flags.keys() == Settings.model_fields.keys() - SECRETS
