@@ -163,7 +163,7 @@ def _validate(document: Any) -> InferRequest:
     message = "; ".join(sentences[:8])
     named = [str(fault["loc"][-1]) for fault in faults if "parameters" in fault["loc"][:-1]]
     if len(named) == len(faults):
-        raise InvalidParameter(message, parameter=named[:8])
+        raise InvalidParameter(message, parameters=named[:8])
     raise InvalidBody(message)
 
 

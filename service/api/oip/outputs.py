@@ -125,7 +125,7 @@ def _segments(manifest: Manifest, asked: InferParameters) -> segment.Request | N
     if wrong:
         raise InvalidParameter(
             f"{', '.join(wrong)}: of segmentation, which {manifest.name!r} cannot do",
-            parameter=wrong,
+            parameters=wrong,
         )
     return None
 
