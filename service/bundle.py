@@ -494,8 +494,8 @@ def _check_outputs(path: Path, manifest: Manifest, graph: Graph) -> None:
             )
     if "classify" in manifest.tasks and shapes["scores"] != [-1, len(manifest.labels)]:
         raise BadBundle(
-            f"{path} lists {len(manifest.labels)} labels, but {graph.file} has "
-            f"{shapes['scores'][-1]} scores."
+            f"{path} lists {len(manifest.labels)} labels, but in {graph.file} the shape of "
+            f"'scores' is {shapes['scores']}."
         )
     padded = manifest.geometry.placement == "pad"
     if padded != any(tensor.name == "sizes" for tensor in graph.inputs):
