@@ -125,6 +125,7 @@ async def try_server(server: Server, pictures: list[Picture], plan: Plan) -> dic
         "offered_per_s": round(load, 1),
         "undisturbed": _described(calm),
         "disturbed": _described(faulty),
+        "examples": traffic.examples,
         "before": dataclasses.asdict(before),
         "after": dataclasses.asdict(after),
         "verdict": verdict(calm, faulty, before, after),
@@ -182,6 +183,8 @@ def print_report(report: dict[str, Any]) -> None:
     console.print(table)
     recovered = [f"{f['kind']} {f['recovered_after_s']:.2f} s" for f in disturbed["faults"]]
     console.print(f"recoveries: {', '.join(recovered) or 'none'}; not sent {disturbed['not_sent']}")
+    for example in report["examples"]:
+        console.print(example, markup=False)
     for line in report["verdict"]:
         mark = "holds" if line["holds"] else "FAILS"
         console.print(f"{mark}  {line['figure']}: {line['found']} ({line['allowed']})")

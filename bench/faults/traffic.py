@@ -26,6 +26,7 @@ SLOW_PIECES, SLOW_PAUSE_S = 4, 0.25
 LEAVES_WITHIN_S = 0.1
 TIMEOUT_S = 60.0  # beyond the server's own deadline: an answer that never comes is lost
 CLIENT_LEFT = 499
+MOST_EXAMPLES = 10  # of answers that were not what they should be
 PNG_OF_900_MEGAPIXELS = (
     b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (30_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
 )
@@ -74,6 +75,7 @@ class Traffic:
         }
         self._known: list[Substance] = []
         self.events: list[Event] = []
+        self.examples: list[str] = []
 
     async def learn(self) -> None:
         """Ask about every picture, alone."""
@@ -102,6 +104,10 @@ class Traffic:
         except (OSError, httptools.HttpParserError) as error:
             self.events.append(Event(kind, type(error).__name__, "lost", time.perf_counter()))
             raise
+        if outcome in ("lost", "wrong") and len(self.examples) < MOST_EXAMPLES:
+            self.examples.append(
+                f"{kind}: {reply.status} {reply.body[:400].decode(errors='replace')}"
+            )
         status = "left" if outcome == "left" else str(reply.status)
         self.events.append(Event(kind, status, outcome, time.perf_counter()))
         return reply
