@@ -151,6 +151,12 @@ class DecoderPool:
             if decoder is not None:
                 self._busy.add(decoder)
                 return decoder
+        try:
+            return self._start()
+        except (EOFError, OSError) as error:
+            raise NotReady("no decoder could be started; try again soon") from error
+
+    def _start(self) -> "_Decoder":
         decoder = _Decoder(self._command, self._bounds, self._environment)
         with self._lock:
             self._busy.add(decoder)
@@ -159,9 +165,10 @@ class DecoderPool:
             if closed:
                 raise EOFError
             decoder.wait_until_ready()
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError):
             self._drop(decoder, None)
-            raise NotReady("no decoder could be started; try again soon") from error
+            _log.error("a decoder did not start", extra={"facts": {"exit_code": decoder.exit_code}})
+            raise
         return decoder
 
     def _give_back(self, decoder: "_Decoder") -> None:
@@ -187,15 +194,21 @@ class _Decoder:
         self._answered = False
         self._peer, theirs = socket.socketpair()
         arguments = theirs.fileno(), bounds.memory_bytes, bounds.timeout_s, bounds.idle_s
-        with theirs:
+        try:
             self._process = subprocess.Popen(
                 [*command, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # decoders write what they think of a file
-                env=dict(environment),
+                # Threads of OpenBLAS would take the address space, one part for each core.
+                env={**environment, "OPENBLAS_NUM_THREADS": "1"},
                 pass_fds=[theirs.fileno()],
             )
+        except OSError:
+            self._peer.close()
+            raise
+        finally:
+            theirs.close()
         # It ends by itself when idle, and must not stay a zombie until the next picture.
         threading.Thread(target=self._process.wait, name="decoder-end", daemon=True).start()
 

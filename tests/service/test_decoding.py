@@ -214,8 +214,8 @@ def test_every_demo_model_gets_the_same_pixels_from_both(open_pool: Open) -> Non
     data = encoded(drawn("RGB", 300).resize((480, 300)), "JPEG")
     apart, here = open_pool("all"), open_pool("off")
     for bundle in load_repository(DEMO_REPOSITORY):
-        pixels = [pool.prepare(data, bundle.manifest).pixels for pool in (apart, here)]
-        assert np.array_equal(*pixels)
+        pixels = apart.prepare(data, bundle.manifest).pixels
+        assert np.array_equal(pixels, here.prepare(data, bundle.manifest).pixels)
     assert len(decoders()) == 1
 
 
@@ -481,6 +481,17 @@ def test_a_reply_that_is_not_what_was_asked_is_an_error_of_ours(
     with pytest.raises((RuntimeError, ValueError, LookupError)):
         open_pool(command=a_decoder_that_says(text)).prepare(PNG, manifest)
     assert decoders() == []
+
+
+@pytest.mark.parametrize("command", [("/nowhere/python",), NO_DECODER])
+def test_where_no_decoder_starts_ordinary_pictures_are_answered_still(
+    command: tuple[str, ...], open_pool: Open, manifest: Manifest
+) -> None:
+    pool = open_pool(command=command)
+    for _ in range(2):
+        with pytest.raises(NotReady, match="no decoder could be started"):
+            pool.prepare(PNG, manifest)
+    assert pool.prepare(JPEG, manifest).pixels.shape[2] == 3
 
 
 def test_no_more_decoders_than_threads_ask_for(open_pool: Open, manifest: Manifest) -> None:

@@ -225,7 +225,7 @@ def test_killing_decoders_under_load_costs_few_pictures_and_none_for_long(
     assert post(GOOD).status_code == 200
     noise = Image.effect_noise((600, 450), 90).convert("RGB")
     pictures = [
-        encoded(noise.crop((0, 0, 600, 430 + n)), "PNG", compress_level=1) for n in range(24)
+        encoded(noise.crop((0, 0, 600, 430 + n)), "PNG", compress_level=1) for n in range(12)
     ]
     with ThreadPoolExecutor(4) as threads:
         answers = [threads.submit(post, picture) for picture in pictures]
