@@ -11,7 +11,6 @@ import pytest
 
 from service.bundle import Bundle, GraphKind, find_bundle, load_bundle
 from service.errors import BadBundle, CannotLoad, NotReady, ServiceError, UnknownModel
-from service.geometry import Size
 from service.settings import Settings
 from service.worker import models
 from service.worker.loader import Loader
