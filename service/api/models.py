@@ -16,7 +16,7 @@ router = APIRouter()
 
 _log = logging.getLogger(__name__)
 
-_ADMIN: dict[str, Any] = {
+ADMIN: dict[str, Any] = {
     "dependencies": [Depends(require_admin)],
     "responses": problem_responses(
         {
@@ -47,7 +47,7 @@ async def show_model(request: Request, name: str) -> ModelDetail:
     return ModelDetail(**_summary(serving, manifest), manifest=manifest.model_dump(mode="json"))
 
 
-@router.post("/v1/models/{name}/load", **_ADMIN)
+@router.post("/v1/models/{name}/load", **ADMIN)
 async def load_model(
     request: Request,
     name: str,
@@ -68,7 +68,7 @@ async def load_model(
     return ModelSummary(**_summary(serving, manifest))
 
 
-@router.post("/v1/models/{name}/unload", **_ADMIN)
+@router.post("/v1/models/{name}/unload", **ADMIN)
 async def unload_model(request: Request, name: str) -> Unloaded:
     """Serve a model no longer; requests that have begun are answered."""
     serving: Serving = request.state.serving

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -66,7 +67,7 @@ def test_hugging_face_detects(demo_server: Server, scene: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("subtask", ["panoptic", "instance", "semantic"])
-def test_hugging_face_segments(demo_server: Server, scene: dict[str, Any], subtask: str) -> None:
+def test_hugging_face_segments(demo_server: Server, scene: dict[str, Any], subtask: Any) -> None:
     client = hugging_face(demo_server, "mask2former-scenes")
     found = client.image_segmentation(scene["path"], subtask=subtask)
     answer = v1(demo_server, "segment", scene, mode=subtask)["segments"]
@@ -191,6 +192,25 @@ def test_triton_shows_its_users_what_was_wrong(demo_server: Server) -> None:
                 "vit-scenes", [pictures(b"x")], outputs=[triton.InferRequestedOutput("logits")]
             )
     assert refusal.value.status() == "415"
+
+
+def test_triton_unloads_and_loads_with_an_admin_key(
+    start_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, scene: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("SACCADE_ADMIN_KEYS", "root:a-long-enough-secret-for-admins")
+    server = start_server("--api-processes", "1")
+    key = {"Authorization": "Bearer a-long-enough-secret-for-admins"}
+    body = scene["path"].read_bytes()
+    with triton.InferenceServerClient(address(server)) as client:
+        with pytest.raises(InferenceServerException, match="admin key"):
+            client.unload_model("vit-scenes")
+        client.unload_model("vit-scenes", headers=key)
+        assert not client.is_model_ready("vit-scenes")
+        with pytest.raises(InferenceServerException, match="no model 'vit-scenes'"):
+            client.infer("vit-scenes", [pictures(body)])
+        client.load_model("vit-scenes", headers=key)
+        assert client.is_model_ready("vit-scenes")
+        assert client.infer("vit-scenes", [pictures(body)]).as_numpy("scores").shape == (1, 8)
 
 
 def test_triton_asks_asynchronously(demo_server: Server, demo_scenes: Scenes) -> None:

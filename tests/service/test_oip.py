@@ -54,7 +54,9 @@ def test_the_server_and_its_models_describe_themselves() -> None:
     with fake.client() as client:
         server = client.get("/v2").json()
         assert server["name"] == "saccade"
-        assert server["extensions"] == ["binary_tensor_data", "classification", "schedule_policy"]
+        assert server["extensions"] == [
+            *("binary_tensor_data", "classification", "schedule_policy", "model_repository")
+        ]
         assert client.get("/v2/models").json() == {"models": ["tiny", "masks"]}
         tiny = client.get("/v2/models/tiny").json()
         assert client.get("/v2/models/tiny/versions/1").json() == tiny
@@ -292,3 +294,16 @@ def test_refusals_and_answers_count_as_requests_to_the_model() -> None:
         assert (
             f'saccade_requests_total{{model="tiny",status="{status}",task="classify"}} 1.0' in text
         )
+
+
+def test_loading_through_the_protocol_needs_an_admin_key_and_takes_no_files() -> None:
+    paths = [f"/v2/repository/models/tiny/{action}" for action in ("load", "unload")]
+    with FakeApp().client() as client:
+        assert [client.post(path).status_code for path in paths] == [404, 404]
+    key = {"authorization": "Bearer a-long-enough-secret-for-admins"}
+    with FakeApp(admin_keys="root:a-long-enough-secret-for-admins").client() as client:
+        assert [client.post(path).status_code for path in paths] == [401, 401]
+        files = {"parameters": {"config": "{}", "file:1/model.onnx": "AAAA"}}
+        refusals = [client.post(path, json=files, headers=key) for path in paths]
+    assert [one.status_code for one in refusals] == [422, 422]
+    assert "'config', 'file:1/model.onnx': models are loaded from" in refusals[0].json()["error"]

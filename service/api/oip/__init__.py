@@ -1,5 +1,9 @@
 """Open Inference Protocol v2 over REST, at /v2."""
 
-from service.api.oip.routes import router
+from fastapi import APIRouter
 
-__all__ = ["router"]
+from service.api.oip import repository, routes
+
+router = APIRouter()
+router.include_router(routes.router)
+router.include_router(repository.router)

@@ -9,13 +9,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from service.api.bodies import parse_json, read_bytes
+from service.api.bodies import read_bytes
 from service.api.calls import JSON, Call, answer_read
 from service.api.oip.codec import HEADER, INPUT, Asked, decompress, read_request, write_response
 from service.api.oip.outputs import Found, Wanted, answer_one, catalogue, join
 from service.api.openapi import EXAMPLE_PNG, problem_responses
 from service.api.schemas.oip import (
-    IndexEntry,
     InferRequest,
     InferResponse,
     ModelMetadata,
@@ -26,12 +25,12 @@ from service.api.schemas.oip import (
 )
 from service.api.serving import Serving
 from service.bundle import Manifest
-from service.errors import InvalidBody, ServiceError, UnknownModel
+from service.errors import ServiceError, UnknownModel
 from service.worker.runtimes.base import Array
 
 router = APIRouter(prefix="/v2")
 
-EXTENSIONS = ["binary_tensor_data", "classification", "schedule_policy"]
+EXTENSIONS = ["binary_tensor_data", "classification", "schedule_policy", "model_repository"]
 BINARY = "application/octet-stream"
 _PLATFORM = "onnx_onnxv1"  # the format of the graphs, as the specification spells platforms
 
@@ -111,27 +110,6 @@ async def model_ready(request: Request, name: str, version: str | None = None) -
     ready = serving.ready(_find(request, name, version))
     body = ModelReady(name=name, ready=ready)
     return JSONResponse(body.model_dump(), 200 if ready else 503)
-
-
-@router.post("/repository/index")
-async def repository_index(request: Request) -> list[IndexEntry]:
-    """The models of the repository and their state; {"ready": true} asks for the ready ones."""
-    serving: Serving = request.state.serving
-    body = await read_bytes(request, serving.settings)
-    asked = parse_json(body) if body.strip() else {}
-    only_ready = asked.get("ready", False) if isinstance(asked, dict) else None
-    if not isinstance(only_ready, bool):
-        raise InvalidBody("the body must be empty or a JSON object such as {'ready': true}")
-    return [
-        IndexEntry(
-            name=manifest.name,
-            version=manifest.version,
-            state="READY" if ready else "UNAVAILABLE",
-            reason="" if ready else serving.link.state.phase,
-        )
-        for manifest in serving.manifests.values()
-        if (ready := serving.ready(manifest)) or not only_ready
-    ]
 
 
 @router.post("/models/{name}/infer", **_describe())
