@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import browsers, huggingface, models, oip, ops, tasks
 from service.api.browsers import cross_origin, protect
-from service.api.openapi import describe_keys
+from service.api.openapi import announce_problems, describe_keys
 from service.api.problems import install_handlers, refuse
 from service.api.security import Access, BodyLimit, access_rules
 from service.api.serving import Serving
@@ -90,6 +90,7 @@ def assemble(
         ],
     )
     install_handlers(app)
+    announce_problems(app)
     for door in (tasks, huggingface, oip, models, ops, browsers):
         app.include_router(door.router)
     if rules["callers"]:

@@ -1,6 +1,7 @@
 """What /docs and /openapi.json say of the picture routes, from their option and answer models."""
 
 import base64
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ EXAMPLE_PNG = (
 """One white pixel, so that the examples can be sent as they are."""
 
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_PROBLEM = {"application/problem+json": {"schema": Problem.model_json_schema()}}
 _SUMMARY = {
     "description": "With a file: the answer in short, as JSON",
     "schema": {"type": "string", "contentMediaType": "application/json"},
@@ -37,6 +39,26 @@ _PROBLEMS = {
     503: "The worker is not ready; come back after Retry-After seconds",
     504: "The deadline passed",
 }
+
+
+def announce_problems(app: FastAPI) -> None:
+    """Say of every operation that any other answer of it is a problem document: no key, no such
+    model, too many requests.
+    """
+    made = app.openapi
+
+    def document() -> dict[str, Any]:
+        found = made()
+        other = {"description": "Any other answer is a problem document", "content": _PROBLEM}
+        for operations in found["paths"].values():
+            for operation in operations.values():
+                responses = operation["responses"]
+                if "HTTPValidationError" in json.dumps(responses.get("422", "")):
+                    del responses["422"]  # FastAPI's own, see problems.py
+                responses.setdefault("default", other)
+        return found
+
+    app.openapi = document  # type: ignore[method-assign]
 
 
 def describe(

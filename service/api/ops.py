@@ -1,6 +1,7 @@
 """The routes for whoever operates the server: health and metrics."""
 
 import time
+from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
@@ -10,10 +11,17 @@ from service.api.serving import Serving
 
 router = APIRouter()
 
+_NOT_YET: dict[int | str, dict[str, Any]] = {
+    503: {"description": "Not (yet, or any more)", "content": {"application/json": {}}}
+}
+_EXPOSITION: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {}}}}
+}
+
 
 @router.head("/livez", include_in_schema=False)
-@router.get("/livez")
-@router.get("/v2/health/live")
+@router.get("/livez", responses=_NOT_YET)
+@router.get("/v2/health/live", responses=_NOT_YET)
 async def livez(request: Request) -> Response:
     """200 while the device finishes passes, of requests or of the probes that an idle worker runs;
     503 once none has for ``liveness_s``. It does not depend on load.
@@ -24,11 +32,11 @@ async def livez(request: Request) -> Response:
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz")
-@router.get("/health")
-@router.get("/healthz")
-@router.get("/ping")
-@router.get("/v2/health/ready")
+@router.get("/readyz", responses=_NOT_YET)
+@router.get("/health", responses=_NOT_YET)
+@router.get("/healthz", responses=_NOT_YET)
+@router.get("/ping", responses=_NOT_YET)
+@router.get("/v2/health/ready", responses=_NOT_YET)
 async def readyz(request: Request) -> Response:
     """200 when a picture sent now would be run: the worker is there, every model has run, and the
     server is not about to stop.
@@ -39,7 +47,7 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"ready": ready}, 200 if ready else 503, headers)
 
 
-@router.get("/startupz")
+@router.get("/startupz", responses=_NOT_YET)
 async def startupz(request: Request) -> Response:
     """200 once the worker has been ready; before that 503 and the phase it is in. ``phases`` tells
     how many seconds each took, or has taken so far.
@@ -57,7 +65,7 @@ async def startupz(request: Request) -> Response:
     return JSONResponse(content, 200 if started else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", responses=_EXPOSITION, response_class=Response)
 async def metrics(request: Request) -> Response:
     """Prometheus text of all processes of this server."""
     serving: Serving = request.state.serving

@@ -7,12 +7,13 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from service import errors
 from service.api.browsers import protect
-from service.errors import RetryLater, ServiceError, Unauthorized
+from service.errors import InvalidParameter, RetryLater, ServiceError, Unauthorized
 from service.metrics import REJECTIONS
 
 STATUS: dict[type[ServiceError], int] = {
@@ -96,6 +97,13 @@ def install_handlers(app: FastAPI) -> None:
         document = _document(error.status_code, code, detail, request)
         return _response(document, dict(error.headers or {}))
 
+    async def invalid_parameter(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        faults = error.errors()
+        sentences = [f"{fault['loc'][-1]}: {fault['msg']}" for fault in faults]
+        names = [str(fault["loc"][-1]) for fault in faults]
+        return refuse(InvalidParameter("; ".join(sentences), parameters=names), request)
+
     async def bug(request: Request, error: Exception) -> Response:
         _log.error("unexpected error", exc_info=error)
         detail = "something went wrong in the server; its log has the details under the request id"
@@ -107,6 +115,7 @@ def install_handlers(app: FastAPI) -> None:
 
     app.add_exception_handler(ServiceError, service_error)
     app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, invalid_parameter)
     app.add_exception_handler(Exception, bug)
 
 
