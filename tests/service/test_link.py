@@ -24,6 +24,7 @@ from service.errors import (
 )
 from service.worker import wire
 from service.worker.link import Result, WorkerLink, WorkerState
+from service.worker.pulse import pulse_beside
 from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group
 
@@ -401,7 +402,7 @@ def test_a_change_is_asked_for_and_its_end_or_error_comes_back(tmp_path: Path) -
             await loading
             unloading = asyncio.create_task(line.link.change("unload", "vit"))
             header, _ = await worker.receive()
-            error = {"kind": "CannotLoad", "message": "damaged", "facts": {}}
+            error: dict[str, Any] = {"kind": "CannotLoad", "message": "damaged", "facts": {}}
             await worker.send(type="error", id=header["id"], **error)
             with pytest.raises(CannotLoad, match="damaged"):
                 await unloading
@@ -441,10 +442,91 @@ def test_nothing_can_be_changed_while_the_worker_is_away(tmp_path: Path) -> None
 def test_models_that_should_be_served_and_cannot_be_are_known(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with connected(tmp_path) as (line, worker):
-            about = {"phase": "ready", "passed_s": None, "phases": []}
+            about: dict[str, Any] = {"phase": "ready", "passed_s": None, "phases": []}
             await worker.send(type="status", ready=True, models={}, failed=["vit"], **about)
             while (state := await line.states.get()).failed != ["vit"]:
                 pass
             assert line.link.state.failed == state.failed
+
+    run(scenario())
+
+
+def test_a_picture_is_known_to_have_run_though_no_message_of_it_came(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            running, waiting = line.infer(1), line.infer(2)
+            header, _ = await worker.receive()
+            await worker.receive()
+            pulse = pulse_beside(endpoint_of(tmp_path))
+            pulse.run(1.0, [(worker.peer, header["id"]), (b"another", header["id"] + 1)])
+            second = await successor(tmp_path, line, worker)
+            alone = [(await second.receive())[0]["alone"] for _ in range(2)]
+            assert alone == [True, False]
+            running.cancel()
+            waiting.cancel()
+            pulse.close()
+            second.die()
+
+    run(scenario())
+
+
+def test_what_was_condemned_is_refused_at_once_by_every_process(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            asked = line.infer(9)
+            for _ in range(2):
+                header, _ = await worker.receive()
+                await worker.send(type="started", ids=[header["id"]])
+                worker = await successor(tmp_path, line, worker)
+            with pytest.raises(Quarantined):
+                await asked
+            with pytest.raises(Quarantined, match="Another picture will do"):
+                await line.infer(9)
+            other = Line(tmp_path)
+            await other.link.start()
+            await worker.welcome()
+            await other.until(ready=True)
+            with pytest.raises(Quarantined):
+                await other.infer(9)
+            assert line.link.in_flight == other.link.in_flight == 0
+            await other.link.close()
+            worker.die()
+
+    run(scenario())
+
+
+def test_a_worker_that_is_ready_again_without_having_died_gets_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            first = line.infer(1)
+            await worker.receive()
+            await worker.status(ready=False, phase="no model can be loaded")
+            await line.until(ready=False)
+            second = line.infer(2)
+            await worker.status(ready=True)
+            await line.until(ready=True)
+            header, arrays = await worker.receive()
+            assert arrays["images"][0, 0, 0] == 2
+            assert header["accepted"]
+            for asked in (first, second):
+                asked.cancel()
+
+    run(scenario())
+
+
+def test_the_last_pass_is_remembered_while_workers_come_and_go(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with connected(tmp_path) as (line, worker):
+            assert line.link.state.passes(1.0), "nothing has run yet, so nothing was missed"
+            worker.passed_s = time.monotonic() - 100
+            await worker.status(ready=True)
+            while line.link.state.passed_s is None:
+                await line.states.get()
+            second = await successor(tmp_path, line, worker)
+            assert line.link.state.passed_s == worker.passed_s
+            assert (line.link.state.passes(99), line.link.state.passes(200)) == (False, True)
+            second.die()
 
     run(scenario())

@@ -1,24 +1,28 @@
 """Models of a worker that are replaced, unloaded and remembered, without processes."""
 
+import asyncio
 import json
 import shutil
 import threading
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from service.api.serving import Serving
 from service.bundle import Bundle, GraphKind, find_bundle, load_bundle
 from service.errors import BadBundle, CannotLoad, NotReady, ServiceError, UnknownModel
 from service.settings import Settings
 from service.worker import models
+from service.worker.link import WorkerLink, WorkerState
 from service.worker.loader import Loader
 from service.worker.models import Models
 from service.worker.runtimes.base import Arrays, example_inputs
 from service.worker.runtimes.choose import Choice
 from service.worker.scheduler import Group
 from service.worker.served import read_served, served_file, write_served
+from tests.service.fake_app import RUNNING, FakeApp, picture
 from tests.service.sample_bundle import manifest_of, write_bundle
 from tests.service.test_models import FakeRuntime
 
@@ -309,3 +313,48 @@ def test_orders_are_carried_out_in_turn_and_each_is_answered(
     codes = [None if error is None else error.code for _, _, error in orders.answers]
     assert codes == [None, "unknown_model", "runtime_failed", None]
     assert orders.announced == [{"tiny": "2"}, {"tiny": "1"}]
+
+
+def test_without_a_name_a_model_that_could_be_loaded_is_asked() -> None:
+    fake = FakeApp([manifest_of("a-first"), manifest_of("tiny")])
+    fake.link.state = WorkerState(True, "ready", RUNNING, failed=["a-first"])
+    with fake.client() as client:
+        assert client.post("/v1/classify", content=picture(red=255)).json()["model"] == "tiny"
+        refused = client.post("/v1/classify?model=a-first", content=picture())
+        assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
+        assert refused.headers["retry-after"] == "1"
+        ready = {m["name"]: m["ready"] for m in client.get("/v1/models").json()["models"]}
+        assert ready == {"a-first": False, "tiny": True}
+
+
+def test_http_processes_learn_from_the_worker_what_is_served(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        fake, file = FakeApp(), tmp_path / "served.json"
+        link = cast(WorkerLink, fake.link)
+        serving = Serving(fake.settings, fake.bundles, link, fake.metrics, file)
+        served = [manifest_of("new"), manifest_of("tiny", "2")]
+        write_served(file, [load_bundle(write_bundle(tmp_path, one)) for one in served])
+        running = {"new": {"version": "1"}, "tiny": {"version": "2"}}
+        serving.hear(WorkerState(False, "warming up", running))
+        await asyncio.sleep(0)
+        assert serving.named("tiny").version == "1", "not before it is ready"
+        serving.hear(WorkerState(True, "ready", running))
+        learning = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait_for(asyncio.gather(*learning), PATIENCE_S)
+        assert serving.named("tiny").version == "2"
+        serving.hear(WorkerState(True, "ready", running))
+        told = fake.metrics.registry.get_sample_value
+        assert told("saccade_model_ready", {"model": "new"}) == 1
+        assert (
+            told("saccade_requests_total", {"model": "new", "task": "embed", "status": "200"}) == 0
+        )
+        serving.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_picture_is_run_by_the_version_that_it_was_prepared_for() -> None:
+    fake = FakeApp([manifest_of("tiny", "7")])
+    with fake.client() as client:
+        client.post("/v1/classify", content=picture())
+    assert [group for group, *_ in fake.link.asked] == [Group("tiny", "serve", "8x8", "7")]

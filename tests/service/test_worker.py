@@ -1,5 +1,6 @@
 """The worker process without its process: a real endpoint, and models that do what a test says."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,10 @@ class FakeModels:
         self.forgets = False
         self.probes = 0
         self.cannot_probe = False
+        self.most = 1000
+        self.beside: dict[int, int] = {}
+        """How many other batches ran when a value began to."""
+        self._running = 0
         self.failed: dict[str, str] = {}
         self.version, self.able = "1", True
         self.refuses: Exception | None = None
@@ -80,9 +85,14 @@ class FakeModels:
         self, group: Group, items: list[Arrays], outputs: list[Outputs], lone: bool = False
     ) -> Ran:
         self.entered.set()
+        self.beside |= dict.fromkeys((int(item["x"]) for item in items), self._running)
+        self._running += 1
         assert self.may_run.wait(PATIENCE_S)
+        self._running -= 1
         values = [int(item["x"]) for item in items]
         self.ran.append(values)
+        if len(values) > self.most:
+            raise RuntimeError("Failed to allocate memory for requested buffer")
         if FATAL in values:
             raise SystemExit(1)
         if BAD in values:
@@ -561,9 +571,121 @@ def test_an_error_that_time_will_mend_is_told_as_it_is(tmp_path: Path) -> None:
         def refuse(*_: Any) -> Ran:
             raise NotReady("the explain graph cannot be opened", retry_after_s=7.0)
 
-        rig.models.run, run = refuse, rig.models.run  # type: ignore[method-assign]
+        rig.models.run, run = refuse, rig.models.run  # type: ignore[method-assign,assignment]
         peer.infer(1, 1)
         answer = peer.answers(1)[1]
         assert (answer["kind"], answer["retry_after_s"]) == ("NotReady", 7.0)
         assert rig.value_of("saccade_isolated_failures_total", model="vit") in (None, 0)
         rig.models.run = run  # type: ignore[method-assign]
+
+
+def test_a_batch_that_runs_out_of_memory_is_halved_and_the_next_ones_are_smaller(
+    tmp_path: Path,
+) -> None:
+    with busy(tmp_path, batch=8) as (rig, peer):
+        rig.models.most = 2
+        for job_id in range(2, 18):
+            peer.infer(job_id, 100 + job_id)
+        peer.wait_until_heard()
+        rig.models.may_run.set()
+        found = peer.answers(17)
+        assert {found[job_id]["y"] - job_id for job_id in range(2, 18)} == {101}
+        assert [len(values) for values in rig.models.ran] == [1, 8, 4, 2, 2, 4, 2, 2, 2, 2, 2, 2]
+        assert rig.value_of("saccade_halved_batches_total", model="vit") == 3
+        assert rig.value_of("saccade_isolated_failures_total", model="vit") is None
+
+
+def test_a_picture_that_does_not_fit_into_memory_alone_is_told_to_come_back(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        peer = rig.peer()
+        rig.models.most = 0
+        peer.infer(1, 1)
+        refused = peer.answers(1)[1]
+        assert (refused["kind"], refused["retry_after_s"]) == ("OutOfMemory", 1.0)
+        rig.models.most = 1
+
+
+def test_an_idle_worker_runs_a_probe_from_time_to_time_and_tells_when_it_passed(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path, probe_every_s=0.1) as rig:
+        peer = rig.peer()
+        peer.send(type="hello")
+        while (first_s := peer.receive("status")[0]["passed_s"]) is None:
+            pass
+        while peer.receive("status")[0]["passed_s"] == first_s:
+            pass
+        assert rig.models.probes >= 2
+        assert rig.models.ran == []
+        assert first_s <= time.monotonic()
+
+
+def test_a_busy_worker_runs_no_probes(tmp_path: Path) -> None:
+    with running(tmp_path, probe_every_s=60.0) as rig:
+        peer = rig.peer()
+        for job_id in range(1, 20):
+            peer.infer(job_id, job_id)
+        peer.answers(19)
+        assert rig.models.probes == 0
+        peer.send(type="hello")
+        assert peer.receive("status")[0]["passed_s"] <= time.monotonic()
+
+
+def test_a_device_that_cannot_even_run_probes_ends_the_worker(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Settings(probe_every_s=0.1))
+    rig.models.cannot_probe = True
+    rig.start()
+    rig.join()
+    assert rig.models.probes == 3
+    assert [str(error) for error in rig.ended] == ["the device fell off the bus"]
+    rig.close()
+
+
+def test_nothing_runs_beside_a_suspect_in_another_stream(tmp_path: Path) -> None:
+    with running(tmp_path, streams=2) as rig:
+        peer = rig.peer()
+        rig.models.may_run.clear()
+        peer.infer(1, 1)
+        assert peer.receive("started")[0]["ids"] == [1]
+        peer.infer(2, 2, alone=True)
+        peer.infer(3, 3)
+        peer.wait_until_heard()
+        rig.models.may_run.set()
+        peer.answers(3)
+        assert rig.models.beside == {1: 0, 2: 0, 3: 0}
+
+
+def test_what_a_dead_process_waited_for_is_dropped(tmp_path: Path) -> None:
+    with busy(tmp_path) as (rig, staying):
+        leaving = rig.peer()
+        leaving.wait_until_heard()
+        for job_id in (2, 3, 4):
+            leaving.infer(job_id, 10 * job_id)
+        staying.infer(2, 2)
+        leaving.wait_until_heard()
+        staying.wait_until_heard()
+        assert rig.value_of("saccade_queue_depth") == 4
+        leaving.close(linger=0)
+        while rig.value_of("saccade_queue_depth") != 1:
+            staying.wait_until_heard()  # and once a second the dead are told their state too
+        rig.models.may_run.set()
+        staying.answers(2)
+        assert rig.models.ran == [[0], [2]]
+        assert rig.value_of("saccade_cancellations_total", stage="queue") == 3
+
+
+def test_a_clock_that_jumps_hurts_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    day_s, real = 86400.0, time.time
+    jumps = itertools.cycle((0.0, 400 * day_s, -day_s, 20 * 365 * day_s))
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    with running(tmp_path, probe_every_s=0.1) as rig:
+        peer = rig.peer()
+        for job_id in range(1, 41):
+            peer.infer(job_id, job_id + 1000)
+        found = peer.answers(40)
+        assert {answer["type"] for answer in found.values()} == {"result"}
+        peer.infer(99, 1, deadline_s=time.monotonic() - 0.1)
+        assert peer.answers(1)[99]["kind"] == "DeadlineExceeded"
+        peer.send(type="hello")
+        passed_s = peer.receive("status")[0]["passed_s"]
+        assert abs(time.monotonic() - passed_s) < PATIENCE_S
