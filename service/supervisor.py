@@ -267,6 +267,6 @@ async def _kill_if_it_hangs(
         await asyncio.sleep(LOOK_EVERY_S)
         wrong = watchdog.look()
         if wrong is not None:
-            _log.error("the worker hangs, for %s; killing it", wrong)
+            _log.error("the worker hangs (%s); killing it", wrong)
             process.kill()  # also wakes up one that was stopped
             return

@@ -215,6 +215,7 @@ class Worker:
         self._models.load(self._enter_phase)
         gc.collect()
         gc.freeze()  # what is here stays: the collector need not walk through it again and again
+        self._pulse.beat()  # before anyone hears that we are ready: now silence would be a hang
         self._hear_change()
         self._loaded = True
         threading.Thread(target=self._loader.run_forever, name="loader", daemon=True).start()
