@@ -15,7 +15,13 @@ from starlette.requests import ClientDisconnect
 from service.api.bodies import Posted, RemotePicture, parse_options, read_body
 from service.api.negotiation import choose_media_type
 from service.api.problems import count_rejection, problem_of
-from service.api.schemas.base import MOST_TIMEOUT_MS, Answer, ImageSize, Options
+from service.api.schemas.base import (
+    MOST_TIMEOUT_MS,
+    TIMEOUT_HEADER,
+    Answer,
+    ImageSize,
+    Options,
+)
 from service.api.serving import Made, Serving
 from service.bundle import Manifest, Task
 from service.errors import DeadlineExceeded, InvalidBody, InvalidParameter, ServiceError
@@ -30,11 +36,6 @@ JSON = "application/json"
 Work = Callable[[bytes], Awaitable[Answer | str | Response]]
 """Answers one picture; a string is JSON, written off the event loop since it may be long."""
 CLIENT_LEFT = 499  # nobody reads it; the log and the metrics do
-TIMEOUT_HEADER = "X-Request-Timeout-Ms"
-"""A deadline beside the parameters, for gateways and client libraries that set it on every request.
-There is no standard one; this name is the most used, and says its unit. It is time left and not a
-time of day, so that clocks need not agree.
-"""
 
 _ONE_PICTURE = "a picture or an array answers one picture; ask for application/json"
 

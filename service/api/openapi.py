@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from service.api.files import ANSWER_HEADER
-from service.api.schemas.base import Options, Problem, Results
+from service.api.schemas.base import MOST_TIMEOUT_MS, TIMEOUT_HEADER, Options, Problem, Results
 
 EXAMPLE_PNG = (
     b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x02\x00\x00\x00"
@@ -18,6 +18,13 @@ EXAMPLE_PNG = (
 )
 """One white pixel, so that the examples can be sent as they are."""
 
+_TIMEOUT_HEADER = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "As timeout_ms; the smaller of the two counts",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MOST_TIMEOUT_MS},
+}
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
 _PROBLEM = {"application/problem+json": {"schema": Problem.model_json_schema()}}
 _SUMMARY = {
@@ -86,7 +93,10 @@ def describe(
     return {
         "responses": responses,
         "openapi_extra": {
-            "parameters": [_parameter(name, schema) for name, schema in properties.items()],
+            "parameters": [
+                *(_parameter(name, schema) for name, schema in properties.items()),
+                _TIMEOUT_HEADER,
+            ],
             "requestBody": {"required": True, "content": _bodies(properties)},
         },
     }

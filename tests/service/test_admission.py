@@ -1,28 +1,35 @@
 """Who gets in when many ask, and what becomes of the work of those who leave."""
 
-import re
-import signal
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
+import uvicorn
+from fastapi import FastAPI
 
+from service.api.app import State, assemble
 from service.api.serving import Serving
+from service.bundle import Bundle, Manifest
 from service.errors import Overloaded
 from service.metrics import CANCEL_STAGES, Metrics
 from service.settings import Settings
 from service.worker.drain import DrainRate, retry_after_s
 from service.worker.link import WorkerLink
+from service.worker.models import Ran
+from service.worker.runtimes.base import Arrays
+from service.worker.scheduler import Group
 from tests.conftest import PATIENCE_S, Server
 from tests.service.fake_app import FakeLink
+from tests.service.sample_bundle import manifest_of
+from tests.service.test_worker import Rig
 
 
 @contextmanager
@@ -98,72 +105,80 @@ def test_the_time_to_come_back_is_what_waits_by_the_rate_within_bounds(
     assert retry_after_s(waiting, per_second) == seconds
 
 
-class Scrape:
-    """The metrics of a server, by name and labels."""
+@contextmanager
+def application(endpoint: str, metrics: Metrics) -> Iterator[tuple[str, int]]:
+    """The HTTP application on a port, in a thread, in front of a worker's endpoint."""
+    settings = Settings()
+    bundles = [Bundle(folder=Path("nowhere"), manifest=Manifest.model_validate(manifest_of()))]
 
-    def __init__(self, server: Server) -> None:
-        text = httpx.get(server.url + "/metrics", timeout=10).text
-        lines = re.findall(r"^(\S+) (\S+)$", text, re.MULTILINE)
-        self._values = {name: float(value) for name, value in lines}
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        link = WorkerLink(endpoint, lambda state: None)
+        serving = Serving(settings, bundles, link, metrics)
+        await link.start()
+        yield State(serving=serving)
+        await link.close()
+        serving.close()
 
-    def cancellations(self) -> Counter[str]:
-        name = 'saccade_cancellations_total{{stage="{}"}}'
-        return Counter({stage: int(self._values[name.format(stage)]) for stage in CANCEL_STAGES})
+    app = assemble(settings, metrics, lifespan)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield listening.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join()
 
-    def total(self, name: str, *labels: str) -> int:
-        """Over all label sets that hold ``labels``."""
-        return sum(
-            int(value)
-            for found, value in self._values.items()
-            if found.startswith(f"saccade_{name}{{") and all(label in found for label in labels)
-        )
 
-
-def wait_for(server: Server, done: Callable[[Scrape], bool]) -> Scrape:
+def wait_until(done: Callable[[], bool]) -> None:
     end_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end_s:
-        scrape = Scrape(server)
-        if done(scrape):
-            return scrape
-        time.sleep(0.05)
-    raise AssertionError(f"not in time: {server.log.read_text()[-2000:]}")
-
-
-def send_and_keep(server: Server, path: str, data: bytes) -> socket.socket:
-    """A request whose answer nobody reads yet."""
-    address = urlsplit(server.url)
-    connection = socket.create_connection((address.hostname, address.port), timeout=10)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
-    connection.sendall(head.encode() + data)
-    return connection
+    while not done():
+        assert time.monotonic() < end_s, "not in time"
+        time.sleep(0.01)
 
 
 def test_when_24_clients_hang_up_nothing_runs_that_had_not_started(
-    start_server: Callable[..., Server], demo_scenes: dict[str, Any]
+    demo_scenes: dict[str, Any], tmp_path: Path
 ) -> None:
-    server = start_server()
-    path: Path = next(iter(demo_scenes.values()))["path"]
-    picture = path.read_bytes()
-    model = httpx.post(server.url + "/v1/classify", content=picture, timeout=60).json()["model"]
-    ran = ("stage_duration_seconds_count", f'model="{model}"', 'stage="infer"')
-    decoded = ("stage_duration_seconds_count", f'model="{model}"', 'stage="preprocess"')
-    before = wait_for(server, lambda scrape: scrape.total(*ran) >= 1)
-    (worker,) = server.children("saccade worker")
-    worker.send_signal(signal.SIGSTOP)
+    picture = demo_scenes["star.jpg"]["path"].read_bytes()
+    request = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(picture)
+    rig, started = Rig(tmp_path), []
+
+    def run(group: Group, items: list[Arrays], *_: object) -> Ran:
+        started.extend(items)
+        assert rig.models.may_run.wait(PATIENCE_S)
+        return Ran([{"scores": np.zeros(3, np.float32)} for _ in items], "fp32")
+
+    def cancelled(stage: str) -> int:
+        return int(rig.value_of("saccade_cancellations_total", stage=stage) or 0)
+
+    rig.models.may_run.clear()
+    rig.start()
     try:
-        clients = [send_and_keep(server, "/v1/classify", picture) for _ in range(24)]
-        expected = before.total(*decoded) + 24
-        wait_for(server, lambda scrape: scrape.total(*decoded) == expected)
-        for client in clients:
-            client.close()
-        wait_for(server, lambda scrape: scrape.total("requests_total", 'status="499"') == 24)
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            application(rig.endpoint, rig.metrics) as address,
+        ):
+            patch.setattr(rig.models, "run", run)
+            url = f"http://{address[0]}:{address[1]}"
+            wait_until(lambda: httpx.get(url + "/readyz").status_code == 200)
+            clients = [socket.create_connection(address) for _ in range(24)]
+            for client in clients:
+                client.sendall(request + picture)
+            wait_until(lambda: (rig.value_of("saccade_queue_depth") or 0) + len(started) == 24)
+            running = len(started)
+            for client in clients:
+                client.close()
+            wait_until(lambda: sum(map(cancelled, CANCEL_STAGES)) == 24)
+            assert (cancelled("infer"), cancelled("queue")) == (running, 24 - running)
+            rig.models.may_run.set()
+            answer = httpx.post(url + "/v1/classify", content=picture, timeout=PATIENCE_S)
+        assert answer.status_code == 200
+        assert len(started) == running + 1, "what ran before they left, and the last, who stayed"
     finally:
-        worker.send_signal(signal.SIGCONT)
-    after = wait_for(server, lambda scrape: scrape.cancellations().total() == 24)
-    assert after.cancellations() == Counter(queue=24)
-    assert httpx.post(server.url + "/v1/classify", content=picture, timeout=60).status_code == 200
-    last = wait_for(server, lambda scrape: scrape.total(*ran) > before.total(*ran))
-    assert last.total(*ran) == before.total(*ran) + 1, "only the one that waited for its answer"
+        rig.close()
 
 
 @contextmanager

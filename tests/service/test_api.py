@@ -449,7 +449,7 @@ def test_a_request_may_ask_for_less_time_by_parameter_or_header_and_never_for_mo
 @pytest.mark.parametrize("value", ["0", "-5", "soon", "1.5", "3600001", "1" * 5000, "\u0661"])
 def test_a_timeout_header_that_is_no_number_of_milliseconds_is_refused(value: str) -> None:
     with FakeApp().client() as client:
-        headers = {"X-Request-Timeout-Ms": value.encode()}
+        headers = [(b"X-Request-Timeout-Ms", value.encode())]
         response = client.post("/v1/classify", content=RED, headers=headers)
     assert response.status_code == 422
     assert response.json()["code"] == "invalid_parameter"

@@ -7,6 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 Answered = TypeVar("Answered", bound=BaseModel)
 Rounded = Annotated[float, PlainSerializer(lambda value: round(value, 6))]
 
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+"""A deadline beside the parameters, for gateways and client libraries that set it on every request.
+There is no standard one; this name is the most used, and says its unit. It is time left and not a
+time of day, so that clocks need not agree.
+"""
 MOST_TIMEOUT_MS = 3_600_000
 
 ABOUT_EXAMPLE = {
