@@ -12,8 +12,10 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,18 +26,19 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.faults.figures import Run, verdict
-from bench.faults.injection import Fault, held_at_rest, inject, schedule
+from bench.faults.injection import Fault, Look, held_at_rest, inject, schedule, watch_readiness
 from bench.faults.traffic import TIMEOUT_S, Picture, Traffic
 from bench.server import Server, serving
 from service.bench.client import Client
 from service.bench.command import read_pictures
-from service.bench.load import NOT_SENT, Send, Tally, arrivals, closed_loop, open_loop
-from service.bench.report import describe_machine
+from service.bench.load import NOT_SENT, Tally, arrivals, closed_loop, open_loop
+from service.bench.report import describe_machine, distribution
 from service.bundle import load_repository
 from service.settings import DEMO_REPOSITORY
 
 SCENES = DEMO_REPOSITORY.parent / "scenes"
-NOT_ANSWERED = ("refused", "cut", "lost", "wrong")
+NOT_ANSWERED = ("refused", "late", "cut", "lost", "wrong")
+MOST_LISTED = 100  # of what was not answered as it should be
 WIDTH = 130  # of the table, whatever is told of a terminal
 CONCURRENCY = 32  # while the capacity is measured
 
@@ -77,7 +80,7 @@ def main() -> None:
             "API process killed": asked.kill_api_every,
         },
     )
-    with serving(asked.repository, "--log-level", "error", *asked.flags) as server:
+    with serving(asked.repository, *asked.flags) as server:
         pictures = questions(asked.repository, asked.images)
         report = uvloop.run(try_server(server, pictures, plan))
     asked.out.write_text(json.dumps(report, indent=2) + "\n")
@@ -107,14 +110,10 @@ async def try_server(server: Server, pictures: list[Picture], plan: Plan) -> dic
     await closed_loop(traffic.send_good, capacity, CONCURRENCY, plan.calm_s / 2)
     rate = len(capacity.latencies_s) / capacity.wall_s
     load = plan.load * rate
-    calm = await _drive(traffic, traffic.send_mixed, load, plan.calm_s)
+    calm = await _drive(traffic, load, plan.calm_s)
     traffic.close()
     before = await held_at_rest(server)
-    faults: list[Fault] = []
-    due = schedule(plan.every_s, plan.duration_s)
-    injecting = asyncio.create_task(inject(server, due, faults))
-    faulty = await _drive(traffic, traffic.send_mixed, load, plan.duration_s, faults)
-    await injecting
+    faulty = await _drive(traffic, load, plan.duration_s, server, plan.every_s)
     traffic.close()
     after = await held_at_rest(server)
     return {
@@ -133,36 +132,68 @@ async def try_server(server: Server, pictures: list[Picture], plan: Plan) -> dic
 
 
 async def _drive(
-    traffic: Traffic, send: Send, rate: float, duration_s: float, faults: list[Fault] | None = None
+    traffic: Traffic,
+    rate: float,
+    duration_s: float,
+    victim: Server | None = None,
+    every_s: Mapping[str, float] | None = None,
 ) -> Run:
-    """Send for so long, whatever becomes of it, and wait for the last answer."""
+    """Send for so long, whatever becomes of it, and wait for the last answer; meanwhile do to the
+    ``victim`` what is due.
+    """
+    faults: list[Fault] = []
+    looks: list[Look] = []
+    beside: list[asyncio.Task[None]] = []
+    if victim is not None:
+        due = schedule(every_s or {}, duration_s)
+        beside.append(asyncio.create_task(inject(victim, due, faults)))
+        beside.append(asyncio.create_task(watch_readiness(victim.url, looks)))
     traffic.events, tally = [], Tally()
     started_s = time.perf_counter()
-    await open_loop(send, tally, arrivals(rate, duration_s))
-    return Run(
-        started_s,
-        started_s + duration_s,
-        traffic.events,
-        faults if faults is not None else (),
-        tally.errors[NOT_SENT],
-    )
+    try:
+        await open_loop(traffic.send_mixed, tally, arrivals(rate, duration_s))
+    finally:
+        for task in beside:
+            task.cancel()
+    for ended in await asyncio.gather(*beside, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended
+    ended_s = started_s + duration_s
+    return Run(started_s, ended_s, traffic.events, faults, looks, tally.errors[NOT_SENT])
 
 
 def _described(run: Run) -> dict[str, Any]:
     recoveries = zip(run.faults, run.recoveries(), strict=True)
     return {
         "goodput_per_s": round(run.goodput(), 1),
+        "latency_s": distribution([e.took_s for e in run.events if e.outcome == "answered"]),
         "not_sent": run.not_sent,
         "kinds": run.by_kind(),
         "faults": [
             {
                 "kind": fault.kind,
                 "at_s": round(fault.at_s - run.started_s, 2),
-                "recovered_after_s": round(ended_s - began_s, 2),
+                "recovered_after_s": _rounded(ended_s - began_s),
             }
             for fault, (began_s, ended_s) in recoveries
         ],
+        "not_answered": [
+            {
+                "kind": event.kind,
+                "status": event.status,
+                "outcome": event.outcome,
+                "sent_at_s": round(event.at_s - event.took_s - run.started_s, 2),
+                "took_s": round(event.took_s, 2),
+            }
+            for event in run.judged()
+            if event.outcome in ("cut", "lost", "wrong")
+        ][:MOST_LISTED],
     }
+
+
+def _rounded(seconds: float) -> float | None:
+    """None, which JSON has a word for, where it never ended."""
+    return round(seconds, 2) if math.isfinite(seconds) else None
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -181,7 +212,7 @@ def print_report(report: dict[str, Any]) -> None:
         table.add_row(kind, str(row["sent"]), *(str(count or "") for count in counts))
     console = Console(width=WIDTH)
     console.print(table)
-    recovered = [f"{f['kind']} {f['recovered_after_s']:.2f} s" for f in disturbed["faults"]]
+    recovered = [f"{f['kind']} {f['recovered_after_s'] or 'never'} s" for f in disturbed["faults"]]
     console.print(f"recoveries: {', '.join(recovered) or 'none'}; not sent {disturbed['not_sent']}")
     for example in report["examples"]:
         console.print(example, markup=False)

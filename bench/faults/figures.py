@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from bench.faults.injection import Fault, Held
+from bench.faults.injection import Fault, Held, Look
 from bench.faults.outcomes import Event
+from bench.faults.traffic import UNHURRIED
 
 NOTICED_WITHIN_S = 1.0  # a fault stops the answers at once, but for those already on their way
+UNREADY_WITHIN_S = 8.0  # a worker that is silent is given some seconds before it counts as lost
 CUT_WITHIN_S = 1.0
 BREAKS = {"ConnectionResetError", "BrokenPipeError", "ConnectionAbortedError"}
 
@@ -28,6 +30,7 @@ class Run:
     ended_s: float
     events: Sequence[Event]
     faults: Sequence[Fault] = ()
+    looks: Sequence[Look] = ()
     not_sent: int = 0
 
     def goodput(self) -> float:
@@ -39,14 +42,20 @@ class Run:
             if self.started_s <= at_s <= self.ended_s
             and not any(began_s <= at_s < ended_s for began_s, ended_s in windows)
         ]
-        undisturbed_s = self.ended_s - self.started_s - covered_s(windows)
+        inside = [(began_s, min(ended_s, self.ended_s)) for began_s, ended_s in windows]
+        undisturbed_s = self.ended_s - self.started_s - covered_s(inside)
         return len(answered) / undisturbed_s if undisturbed_s > 0 else 0.0
 
     def recoveries(self) -> list[tuple[float, float]]:
-        """From each fault until good answers flowed again."""
+        """From each fault until the server was ready and good answers flowed again."""
         times = answered_at(self.events)
-        found = [(fault.at_s, recovered_at(fault.at_s, times)) for fault in self.faults]
-        return [(began_s, min(ended_s, self.ended_s)) for began_s, ended_s in found]
+        return [
+            (
+                fault.at_s,
+                max(recovered_at(fault.at_s, times), ready_at(fault.at_s, self.looks)),
+            )
+            for fault in self.faults
+        ]
 
     def judged(self) -> list[Event]:
         """The events; connections that broke with a killed API process are ``cut``, not lost."""
@@ -88,6 +97,19 @@ def recovered_at(fault_s: float, answered_s: Sequence[float]) -> float:
     return max((min(length_s, after_s - fault_s), after_s) for length_s, after_s in silences)[1]
 
 
+def ready_at(fault_s: float, looks: Sequence[Look]) -> float:
+    """When the server was ready again after it had said that it was not; ``fault_s`` if it did not
+    say so, infinite if it never was.
+    """
+    unready_s = next(
+        (o.at_s for o in looks if fault_s <= o.at_s <= fault_s + UNREADY_WITHIN_S and not o.ready),
+        None,
+    )
+    if unready_s is None:
+        return fault_s
+    return next((look.at_s for look in looks if look.at_s > unready_s and look.ready), math.inf)
+
+
 def covered_s(windows: Iterable[tuple[float, float]]) -> float:
     """Seconds in at least one of the windows."""
     total_s, reached_s = 0.0, -math.inf
@@ -99,7 +121,9 @@ def covered_s(windows: Iterable[tuple[float, float]]) -> float:
 
 def verdict(calm: Run, faulty: Run, before: Held, after: Held) -> list[dict[str, Any]]:
     """Each figure that the run is judged by, what is allowed, and whether it holds."""
-    outcomes = faulty.by_kind()["all"]["outcomes"]
+    kinds = faulty.by_kind()
+    outcomes = kinds["all"]["outcomes"]
+    late = sum(kinds[kind]["outcomes"].get("late", 0) for kind in UNHURRIED if kind in kinds)
     ratio = faulty.goodput() / calm.goodput() if calm.goodput() else 0.0
     slowest_s = max((ended_s - began_s for began_s, ended_s in faulty.recoveries()), default=0.0)
     memory = after.memory_bytes / before.memory_bytes
@@ -107,6 +131,7 @@ def verdict(calm: Run, faulty: Run, before: Held, after: Held) -> list[dict[str,
     return [
         _at_most("lost", outcomes.get("lost", 0), 0),
         _at_most("wrong", outcomes.get("wrong", 0), 0),
+        _at_most("late, of those in no hurry", late, 0),
         _at_most("memory after / before", round(memory, 3), MOST_GROWTH),
         _at_most("descriptors after / before", round(descriptors, 3), MOST_GROWTH),
         _at_most("slowest recovery, s", round(slowest_s, 2), MOST_RECOVERY_S),
@@ -122,7 +147,7 @@ def verdict(calm: Run, faulty: Run, before: Held, after: Held) -> list[dict[str,
 def _at_most(figure: str, found: float, limit: float) -> dict[str, Any]:
     return {
         "figure": figure,
-        "found": found,
+        "found": found if math.isfinite(found) else None,
         "allowed": f"at most {limit:g}",
         "holds": found <= limit,
     }

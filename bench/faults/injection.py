@@ -6,9 +6,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import httptools
 import psutil
 
 from bench.server import Server
+from service.bench.client import Client
 
 FAULTS = {
     "worker killed": ("saccade worker", signal.SIGKILL),
@@ -17,6 +19,7 @@ FAULTS = {
 }
 """Title of the victim, and the signal it gets."""
 LOOK_S = 0.05
+PROBE_TIMEOUT_S = 5.0
 SETTLE_S = 3.0  # what is freed a moment after the last answer is not held
 
 
@@ -26,6 +29,14 @@ class Fault:
 
     kind: str
     at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Whether the server said that it was ready when it was asked at ``at_s``."""
+
+    at_s: float
+    ready: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,22 @@ async def inject(server: Server, due: list[tuple[float, str]], done: list[Fault]
         victim = await _find(server, title)
         done.append(Fault(kind, time.perf_counter()))
         victim.send_signal(number)
+
+
+async def watch_readiness(url: str, seen: list[Look]) -> None:
+    """Ask the server again and again, each time anew, whether it is ready, until cancelled."""
+    while True:
+        client = Client(url, {}, PROBE_TIMEOUT_S)
+        asked_s = time.perf_counter()
+        try:
+            reply = await client.send(client.compose("GET", "/readyz"))
+        except (OSError, httptools.HttpParserError):
+            seen.append(Look(asked_s, False))
+        else:
+            seen.append(Look(asked_s, reply.status == 200))
+        finally:
+            client.close()
+        await asyncio.sleep(LOOK_S)
 
 
 async def held_at_rest(server: Server) -> Held:

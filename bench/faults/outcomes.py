@@ -18,12 +18,15 @@ Substance = list[tuple[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """The end of one request; ``status`` is that of HTTP, or the name of what broke."""
+    """The end of one request, ``took_s`` after it was sent; ``status`` is that of HTTP, or the name
+    of what broke.
+    """
 
     kind: str
     status: str
     outcome: Outcome
     at_s: float
+    took_s: float = 0.0
 
 
 def judge(reply: Reply, expected: Collection[int], reference: Substance | None = None) -> Outcome:

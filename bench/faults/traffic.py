@@ -24,6 +24,8 @@ SHARES = {
 HURRY_MS = 100
 SLOW_PIECES, SLOW_PAUSE_S = 4, 0.25
 LEAVES_WITHIN_S = 0.1
+UNHURRIED = ("good", "slow")
+"""Kinds whose pictures have all the time that the server gives; none of them may be late."""
 TIMEOUT_S = 60.0  # beyond the server's own deadline: an answer that never comes is lost
 CLIENT_LEFT = 499
 MOST_EXAMPLES = 10  # of answers that were not what they should be
@@ -99,17 +101,21 @@ class Traffic:
             client.close()
 
     async def _send(self, kind: str, index: int) -> Reply:
+        sent_s = time.perf_counter()
+
+        def note(status: str, outcome: Outcome) -> None:
+            ended_s = time.perf_counter()
+            self.events.append(Event(kind, status, outcome, ended_s, ended_s - sent_s))
+
         try:
             reply, outcome = await self._ways[kind](index)
         except (OSError, httptools.HttpParserError) as error:
-            self.events.append(Event(kind, type(error).__name__, "lost", time.perf_counter()))
+            note(type(error).__name__, "lost")
             raise
+        note("left" if outcome == "left" else str(reply.status), outcome)
         if outcome in ("lost", "wrong") and len(self.examples) < MOST_EXAMPLES:
-            self.examples.append(
-                f"{kind}: {reply.status} {reply.body[:400].decode(errors='replace')}"
-            )
-        status = "left" if outcome == "left" else str(reply.status)
-        self.events.append(Event(kind, status, outcome, time.perf_counter()))
+            said = reply.body[:400].decode(errors="replace")
+            self.examples.append(f"{kind}: {reply.status} {said}")
         return reply
 
     def _client(self, index: int) -> Client:
@@ -118,7 +124,7 @@ class Traffic:
     async def _ask(self, index: int) -> tuple[Reply, Outcome]:
         which = index % len(self._good)
         reply = await self._client(index).send(self._good[which])
-        return reply, judge(reply, {200}, self._known[which])
+        return reply, judge(reply, {200, 504}, self._known[which])
 
     async def _ask_in_a_hurry(self, index: int) -> tuple[Reply, Outcome]:
         which = index % len(self._hurried)
@@ -145,7 +151,7 @@ class Traffic:
         which = index % len(self._good)
         async with asyncio.timeout(TIMEOUT_S):
             reply = await _dribble(self._address, self._good[which])
-        return reply, judge(reply, {200}, self._known[which])
+        return reply, judge(reply, {200, 504}, self._known[which])
 
 
 async def _dribble(address: tuple[str, int], request: bytes) -> Reply:

@@ -1,6 +1,7 @@
 """How requests of the soak are judged, and a short one of a real server."""
 
 import asyncio
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.faults.__main__ import Plan, questions, try_server
-from bench.faults.figures import Run, covered_s, recovered_at, verdict
-from bench.faults.injection import Fault, Held, schedule
+from bench.faults.figures import Run, covered_s, ready_at, recovered_at, verdict
+from bench.faults.injection import Fault, Held, Look, schedule
 from bench.faults.outcomes import Event, Outcome, judge, substance_of
 from bench.server import serving
 from service.bench.client import Reply
@@ -68,6 +69,16 @@ def test_recovery_ends_with_the_longest_silence_after_the_fault() -> None:
     assert recovered_at(10.1, []) == math.inf
 
 
+def test_a_server_has_not_recovered_before_it_says_that_it_is_ready() -> None:
+    looks = [Look(9.9, True), Look(10.2, False), Look(10.3, False), Look(12.0, True)]
+    assert ready_at(10.1, looks) == 12.0
+    assert ready_at(12.5, looks) == 12.5  # it never said that it was not
+    assert ready_at(10.1, looks[:-1]) == math.inf
+    run = run_of([Fault("worker killed", 4.0)], range(45, 50))
+    looks = [Look(4.1, False), Look(6.0, True)]
+    assert dataclasses.replace(run, looks=looks).recoveries() == [(4.0, 6.0)]
+
+
 def test_windows_that_overlap_are_counted_once() -> None:
     assert covered_s([(4.0, 6.0), (1.0, 2.0), (5.0, 9.0), (5.5, 6.0)]) == 6.0
 
@@ -99,6 +110,11 @@ def test_goodput_is_that_outside_of_recoveries_and_the_verdict_names_what_fails(
         "memory after / before",
     ]
     assert lines["slowest recovery, s"]["found"] == 2.0
+    late = run_of([], range(0), Event("good", "504", "late", 4.0))
+    lines = {line["figure"]: line for line in verdict(calm, late, held, held)}
+    assert not lines["late, of those in no hurry"]["holds"]
+    hurried = run_of([], range(0), Event("hurried", "504", "late", 4.0))
+    assert all(line["holds"] for line in verdict(calm, hurried, held, held))
     slow = run_of([Fault("worker killed", 2.0)], range(20, 60))
     lines = {line["figure"]: line for line in verdict(calm, slow, held, held)}
     assert [figure for figure, line in lines.items() if not line["holds"]] == [
