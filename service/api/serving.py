@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from service.api.turns import Turns
 from service.bundle import Bundle, GraphKind, Manifest, Task
 from service.decoding.pool import Bounds, DecoderPool
 from service.errors import (
@@ -58,6 +59,8 @@ class Serving:
             lambda reason: metrics.decoders_lost.labels(reason).inc(),
         )
         self._threads = ThreadPoolExecutor(settings.decoders(), "decode")
+        # One waits for each thread, so that none is idle until the event loop has a moment.
+        self._turns = Turns(2 * settings.decoders())
         self.fetcher = _fetcher(settings)
         self._in_flight = 0
         self._clients: dict[str, int] = {}  # requests in flight of each
@@ -233,12 +236,11 @@ class Serving:
             DeadlineExceeded: it was not done in time.
         """
         asked_s = time.monotonic()
-        work = asyncio.get_running_loop().run_in_executor(
-            self._threads, self._prepare_in_time, data, manifest, deadline_s, keep_upright
-        )
         try:
-            async with asyncio.timeout(deadline_s - time.monotonic()):
-                picture = await work
+            async with asyncio.timeout(deadline_s - asked_s):
+                picture = await self._take_turn(
+                    trace.client, data, manifest, deadline_s, keep_upright
+                )
         except TimeoutError:
             raise _late() from None
         except asyncio.CancelledError:
@@ -251,6 +253,23 @@ class Serving:
         used = valid.height * valid.width / (canvas.height * canvas.width)
         self.metrics.padding.labels(manifest.name).observe(1 - used)
         return picture
+
+    async def _take_turn(
+        self,
+        client: str,
+        data: bytes,
+        manifest: Manifest,
+        deadline_s: float,
+        keep_upright: bool,
+    ) -> Picture:
+        """Decode when it is the client's turn; answers on their way out come in between."""
+        await self._turns.take(client)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._prepare_in_time, data, manifest, deadline_s, keep_upright
+            )
+        finally:
+            self._turns.give_back()
 
     async def infer(
         self,
