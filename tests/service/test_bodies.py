@@ -106,7 +106,7 @@ def test_bodies_that_dribble_do_not_take_the_room_of_those_that_are_here() -> No
 
 def _then_wait(first: Callable[[], Any]) -> Callable[[], Any]:
     """Receive one message, then nothing more."""
-    received = []
+    received: list[bool] = []
 
     async def receive() -> dict[str, Any]:
         if received:

@@ -383,6 +383,27 @@ def test_requests_in_one_packet_are_answered_in_turn() -> None:
     run(scenario)
 
 
+def test_at_the_end_only_a_request_that_is_here_is_waited_for() -> None:
+    async def scenario() -> None:
+        async with listening() as listener:
+            listener.may_answer.clear()
+            asking, idle, dribbling = [await listener.connect() for _ in range(3)]
+            asking[1].write(post("/read", "Content-Length: 3") + b"ab")
+            dribbling[1].write(b"GET / HT")
+            await until(lambda: listener.waiting(Phase.BODY) and listener.waiting(Phase.HEADERS))
+            for phase in (Phase.IDLE, Phase.HEADERS, Phase.BODY):
+                (connection,) = listener.waiting(phase)
+                connection.shutdown()
+            assert [await idle[0].read(), await dribbling[0].read()] == [b"", b""]
+            asking[1].write(b"c")
+            listener.may_answer.set()
+            status, headers, _ = await answer_of(asking[0])
+            assert (status, headers["connection"]) == (200, "close")
+            assert await asking[0].read() == b""
+
+    run(scenario)
+
+
 def test_open_files_are_allowed_up_to_the_hard_limit_and_connections_fit_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
