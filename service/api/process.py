@@ -50,7 +50,7 @@ def main() -> None:
         access_log=False,
         server_header=False,
         ssl_context_factory=tls,
-        proxy_headers=False,  # nothing here asks for the client's address
+        proxy_headers=False,  # anybody can send one; keys tell clients behind a proxy apart
         timeout_keep_alive=math.ceil(settings.idle_timeout_s),
         timeout_graceful_shutdown=round(settings.grace_s),
     )

@@ -4,12 +4,15 @@ stream in.
 
 import logging
 from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import IPv6Address
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api import page
 from service.api.problems import refuse
 from service.errors import Forbidden, Overloaded, TooLarge, Unauthorized
 from service.keys import KeyRing
@@ -40,7 +43,9 @@ def access_rules(settings: Settings) -> dict[str, Any]:
     return {
         "callers": callers,
         "admins": admins,
-        "open_paths": PROBES | ({METRICS} if settings.metrics_access == "open" else frozenset()),
+        "open_paths": PROBES
+        | page.open_paths()
+        | ({METRICS} if settings.metrics_access == "open" else frozenset()),
     }
 
 
@@ -67,7 +72,7 @@ class Access:
         peer = scope["client"]
         state = scope["state"]
         state["access"] = self
-        state["client"] = peer[0] if peer else "local"
+        state["client"] = network_of(peer[0]) if peer else "local"
         if self._callers and scope["path"] not in self._open_paths:
             try:
                 state["client"] = self._caller(scope["headers"])
@@ -96,6 +101,17 @@ class Access:
         if name is None:
             raise _unauthorized(shown, "a key")
         return name
+
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """Whom to tell apart by address: who has IPv6 has 2^64 of them to ask from."""
+    if ":" not in address:
+        return address
+    found = IPv6Address(address.partition("%")[0])  # without its zone
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return ":".join(found.exploded.split(":")[:4])
 
 
 def require_admin(request: Request) -> None:

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.api.app import State, assemble
+from service.api.security import network_of
 from service.api.serving import Serving
 from service.bundle import Bundle, Manifest
 from service.errors import Overloaded
@@ -73,6 +74,22 @@ def test_who_has_left_takes_no_room() -> None:
         for client in ("one", "other", "one"):
             with serving.admitted(client), pytest.raises(Overloaded):
                 serving.check_admission(client)
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:0db8:0001:0002"),
+        ("2001:db8:1:2::9", "2001:0db8:0001:0002"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("fe80::1%eth0", "fe80:0000:0000:0000"),
+    ],
+)
+def test_addresses_that_one_client_may_have_many_of_are_one_client(
+    address: str, network: str
+) -> None:
+    assert network_of(address) == network
 
 
 def test_the_rate_is_of_the_time_in_which_there_was_work() -> None:
