@@ -307,3 +307,26 @@ def test_loading_through_the_protocol_needs_an_admin_key_and_takes_no_files() ->
         refusals = [client.post(path, json=files, headers=key) for path in paths]
     assert [one.status_code for one in refusals] == [422, 422]
     assert "'config', 'file:1/model.onnx': models are loaded from" in refusals[0].json()["error"]
+
+
+def test_both_front_doors_need_a_key_where_keys_are_set_and_probes_do_not() -> None:
+    secret = "a-long-enough-secret-for-callers"
+    with FakeApp(api_keys=f"me:{secret}").client() as client:
+        paths = ["/v2/models/tiny/infer", "/models/tiny"]
+        refusals = [client.post(path, json=request_of(RED)) for path in paths]
+        opened = client.post(
+            "/models/tiny", content=RED, headers={"authorization": f"Bearer {secret}"}
+        )
+        ready = client.get("/v2/health/ready")
+    assert [one.status_code for one in refusals] == [401, 401]
+    assert all("key" in one.json()["error"] for one in refusals)
+    assert (opened.status_code, ready.status_code) == (200, 200)
+
+
+def test_a_long_body_is_parsed_beside_the_event_loop_and_read_all_the_same() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    assert tensors(infer(FakeApp(), "tiny", request_of(file.getvalue())))["sizes"].tolist() == [
+        [600, 800]
+    ]

@@ -84,30 +84,14 @@ class Wanted:
             InvalidBody: it has no such output.
             InvalidParameter: it has no such mode, or cannot do what an output's parameters ask.
         """
-        given = catalogue(manifest)
         asked = request.outputs or []
-        names = tuple(output.name for output in asked)
-        unknown = [name for name in names if name not in given]
-        if unknown or len(set(names)) != len(names):
-            raise InvalidBody(
-                f"found the outputs {', '.join(f'{name!r:.80}' for name in names)}; "
-                f"{manifest.name!r} has, once each, {', '.join(given)}"
-            )
         segments = _segments(manifest, request.parameters)
-        if not names:
-            # Masks one by one only where there is no map of them all.
-            absent = _without(manifest, segments)
-            names = tuple(name for name in given if name not in absent)
-        elif (
-            segments and "segment_map" in names and not segment.has_id_map(manifest, segments.mode)
-        ):
-            raise InvalidParameter(
-                f"segment_map: masks of mode {segments.mode!r} may overlap, so that they have no "
-                "map; ask for the output 'masks'",
-                parameter="mode",
-            )
-        classes = {one.name: one.parameters.classification or 0 for one in asked}
-        classes = {name: count for name, count in classes.items() if count}
+        names = _names(manifest, [output.name for output in asked], segments)
+        classes = {
+            one.name: one.parameters.classification
+            for one in asked
+            if one.parameters.classification
+        }
         if classes and (classes.keys() != {"scores"} or "classify" not in manifest.tasks):
             raise InvalidParameter(
                 "classification: only the output 'scores' of a classifier has classes to name",
@@ -115,6 +99,29 @@ class Wanted:
             )
         wants_segments = any(name in _SEGMENTS for name in names)
         return cls(names, segments if wants_segments else None, classes)
+
+
+def _names(
+    manifest: Manifest, asked: list[str], segments: segment.Request | None
+) -> tuple[str, ...]:
+    """Which outputs to give; without being asked, masks only where there is no map of them all."""
+    given = catalogue(manifest)
+    has_map = segments is None or segment.has_id_map(manifest, segments.mode)
+    if not asked:
+        absent = "masks" if has_map else "segment_map"
+        return tuple(name for name in given if name != absent)
+    if not given.keys() >= set(asked) or len(set(asked)) != len(asked):
+        raise InvalidBody(
+            f"found the outputs {', '.join(f'{name!r:.80}' for name in asked)}; "
+            f"{manifest.name!r} has, once each, {', '.join(given)}"
+        )
+    if segments is not None and not has_map and "segment_map" in asked:
+        raise InvalidParameter(
+            f"segment_map: masks of mode {segments.mode!r} may overlap, so that they have no map; "
+            "ask for the output 'masks'",
+            parameter="mode",
+        )
+    return tuple(asked)
 
 
 def _segments(manifest: Manifest, asked: InferParameters) -> segment.Request | None:
@@ -128,11 +135,6 @@ def _segments(manifest: Manifest, asked: InferParameters) -> segment.Request | N
             parameters=wrong,
         )
     return None
-
-
-def _without(manifest: Manifest, segments: segment.Request | None) -> str:
-    has_map = segments is None or segment.has_id_map(manifest, segments.mode)
-    return "masks" if has_map else "segment_map"
 
 
 async def answer_one(call: Call, sent: bytes | Array, wanted: Wanted) -> Found:
@@ -178,9 +180,7 @@ def _outside(manifest: Manifest, placement: Placement, outputs: Arrays) -> Found
     return found
 
 
-def _tensors(
-    manifest: Manifest, found: segment.Segmentation, names: tuple[str, ...]
-) -> dict[str, Array | list[bytes]]:
+def _tensors(manifest: Manifest, found: segment.Segmentation, names: tuple[str, ...]) -> Found:
     """Rows of a segmentation; the ids of its map count them from 1."""
     rows: Found = {
         "segment_classes": np.array(

@@ -32,6 +32,7 @@ router = APIRouter(prefix="/v2")
 
 EXTENSIONS = ["binary_tensor_data", "classification", "schedule_policy", "model_repository"]
 BINARY = "application/octet-stream"
+_LONG_BYTES = 2**20  # that many take so long to parse that others would wait for it
 _PLATFORM = "onnx_onnxv1"  # the format of the graphs, as the specification spells platforms
 
 
@@ -149,7 +150,8 @@ async def _read(request: Request) -> Asked:
         size = len(body)
         body = await asyncio.to_thread(decompress, body, encoding, settings.max_body_bytes)
         request.state.hold_bytes(len(body) - size)
-    return read_request(body, request.headers.get(HEADER), settings.max_images)
+    read = partial(read_request, body, request.headers.get(HEADER), settings.max_images)
+    return await asyncio.to_thread(read) if len(body) > _LONG_BYTES else read()
 
 
 async def _answer(request: Request, manifest: Manifest, asked: Asked) -> Response:
