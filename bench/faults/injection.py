@@ -12,9 +12,10 @@ import psutil
 from bench.server import Server
 from service.bench.client import Client
 
+HANG = "worker stopped"
 FAULTS = {
     "worker killed": ("saccade worker", signal.SIGKILL),
-    "worker stopped": ("saccade worker", signal.SIGSTOP),
+    HANG: ("saccade worker", signal.SIGSTOP),
     "API process killed": ("saccade api", signal.SIGKILL),
 }
 """Title of the victim, and the signal it gets."""
