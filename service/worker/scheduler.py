@@ -130,6 +130,7 @@ class Scheduler:
     ) -> None:
         self._bounds = bounds
         self._model_bounds = model_bounds
+        self._room_for_any = Bounds(*map(min, bounds, model_bounds))
         self._best_batch = best_batch
         self._streams = streams
         self._clock = clock
@@ -161,7 +162,9 @@ class Scheduler:
         """
         now_s = self._clock()
         displaced = None
-        if not job.accepted and (full := self._full(job)) is not None:
+        held, room = self._all, self._room_for_any
+        fits = held.jobs < room.jobs and held.size_bytes + job.size_bytes <= room.size_bytes
+        if not (fits or job.accepted) and (full := self._full(job)) is not None:
             displaced = self._make_room(job, now_s)
             if displaced is None:
                 raise full
@@ -243,7 +246,9 @@ class Scheduler:
         line, limit = self._lines[group], self._best_batch(group)
         while len(jobs) < limit:
             # Who waits to run alone keeps the first place for the next batch.
-            client = next((c for c in line if not (jobs and line[c][0].alone)), None)
+            client = next(iter(line), None)
+            if client is not None and jobs and line[client][0].alone:
+                client = next((other for other in line if not line[other][0].alone), None)
             if client is None:
                 break
             queue = line.pop(client)
@@ -291,8 +296,12 @@ class Scheduler:
         return True
 
     def _holders(self, job: Job) -> tuple[_Held, _Held, _Held]:
-        model = self._models.setdefault(job.group.model, _Held())
-        return self._all, model, self._clients.setdefault(job.client, _Held())
+        model, client = job.group.model, job.client
+        return (
+            self._all,
+            self._models.get(model) or self._models.setdefault(model, _Held()),
+            self._clients.get(client) or self._clients.setdefault(client, _Held()),
+        )
 
     def _full(self, job: Job, without: Job | None = None) -> Overloaded | None:
         """Why a job has no room, be it that another's were free."""
