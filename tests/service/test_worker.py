@@ -336,6 +336,62 @@ def test_a_cancelled_picture_never_runs_and_is_not_answered(tmp_path: Path) -> N
         assert rig.models.ran == [[0], [20]]
 
 
+def test_clients_share_a_batch_in_turn_whatever_process_they_came_by(tmp_path: Path) -> None:
+    with busy(tmp_path) as (rig, peer):
+        for job_id in range(2, 7):
+            peer.infer(job_id, 10 * job_id, client="greedy")
+        peer.wait_until_heard()
+        other = rig.peer()
+        other.infer(1, 5, client="modest")
+        other.wait_until_heard()
+        rig.models.may_run.set()
+        peer.answers(6)
+        assert other.answers(1)[1]["y"] == 6
+        assert rig.models.ran == [[0], [20, 5, 30, 40], [50, 60]]
+
+
+def test_a_picture_that_loses_its_place_to_another_client_is_told_so(tmp_path: Path) -> None:
+    with busy(tmp_path, max_queue=3) as (rig, peer):
+        for job_id in (2, 3, 4):
+            peer.infer(job_id, 10 * job_id, client="greedy")
+        peer.infer(5, 50, client="modest")
+        told = peer.answers(1)[4]
+        assert (told["kind"], told["facts"]) == ("Overloaded", {"waiting": 3, "limit": 3})
+        assert told["retry_after_s"] == 1.0
+        assert "3 of the 3 pictures in it are this client's" in told["message"]
+        rig.models.may_run.set()
+        assert peer.answers(4).keys() == {1, 2, 3, 5}
+
+
+def test_a_picture_whose_client_left_during_a_batch_that_failed_is_not_run_again(
+    tmp_path: Path,
+) -> None:
+    with busy(tmp_path) as (rig, peer):
+        for job_id, value in ((2, BAD), (3, 30), (4, 40)):
+            peer.infer(job_id, value)
+        peer.wait_until_heard()
+        held = threading.Event()
+        run = rig.models.run
+
+        def hold(group: Group, items: list[Arrays], *rest: Any) -> Ran:
+            if len(items) == 3:
+                held.set()
+                assert rig.models.may_load.wait(PATIENCE_S)
+            return run(group, items, *rest)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rig.models, "run", hold)
+            rig.models.may_load.clear()
+            rig.models.may_run.set()
+            assert held.wait(PATIENCE_S)
+            assert peer.answers(1).keys() == {1}
+            peer.send(type="cancel", id=3)
+            peer.wait_until_heard()
+            rig.models.may_load.set()
+            assert peer.answers(2).keys() == {2, 4}
+        assert rig.models.ran == [[0], [BAD, 30, 40], [BAD], [40]]
+
+
 def test_a_picture_that_must_run_alone_does(tmp_path: Path) -> None:
     with busy(tmp_path) as (rig, peer):
         for job_id, alone in ((2, False), (3, True), (4, False)):
