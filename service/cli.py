@@ -200,6 +200,86 @@ def bench_server(
     bench(plan, out)
 
 
+class PictureTask(StrEnum):
+    """What ``predict`` asks."""
+
+    CLASSIFY = "classify"
+    DETECT = "detect"
+    SEGMENT = "segment"
+    EMBED = "embed"
+
+
+@app.command("predict")
+def predict_pictures(
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder of JPEG, PNG or WebP files, one of them, a list, or - for it"),
+    ],
+    task: Annotated[PictureTask, typer.Option(help="What to ask of each picture")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="results.jsonl: an answer a line; .json: COCO, with PNGs beside it where segments "
+            "have a map; .parquet: a table"
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Model to ask [default: the first that does the task]")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="A parameter, like threshold=0.3; repeatable")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A running server to ask; without it, this machine answers")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="File of the server's API key")
+    ] = None,
+    repository: Annotated[
+        Path | None, typer.Option(help="Without --url: model repository [default: demo]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="As for saccade serve")] = None,
+    precision: Annotated[str | None, typer.Option(help="As for saccade serve")] = None,
+    runtime: Annotated[str | None, typer.Option(help="As for saccade serve")] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=64, help="Pictures under way at a time")
+    ] = 16,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start afresh instead of going on where --out ends")
+    ] = False,
+) -> None:
+    """Answer a folder or a list of pictures, on this machine or by a server (needs ``client``).
+
+    Run it again to go on where it stopped. --out results.jsonl holds the answers in the order of
+    the pictures; every other format is made of such a file, which is kept beside it.
+    """
+    try:
+        from service.predict.command import Plan, parse_parameters, predict
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"'saccade predict' needs the package {error.name!r}; "
+            "install it with: pip install 'saccade[client]'"
+        ) from None
+    flags = {
+        "repository": repository,
+        "device": device,
+        "precision": precision,
+        "runtime": runtime,
+    }
+    plan = Plan(
+        source=source,
+        task=task.value,
+        out=out,
+        settings=load_settings(flags),
+        url=url,
+        api_key=api_key_file.read_text().strip() if api_key_file else None,
+        parameters=parse_parameters(option or []) | ({"model": model} if model else {}),
+        concurrency=concurrency,
+        overwrite=overwrite,
+    )
+    predict(plan)
+
+
 class Pixels(StrEnum):
     """What ``models pixels`` takes."""
 
@@ -286,6 +366,29 @@ def tune_machine(
     from service.tune.command import tune
 
     tune(repository, model or [], seconds, out, {"runtime": runtime, "precision": precision})
+
+
+@app.command("doctor")
+def examine_machine(
+    repository: Annotated[
+        Path | None, typer.Option(help="Model repository [default: demo]", show_default=False)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="As for saccade serve")] = None,
+    runtime: Annotated[str | None, typer.Option(help="As for saccade serve")] = None,
+    precision: Annotated[str | None, typer.Option(help="As for saccade serve")] = None,
+    tuning: Annotated[str | None, typer.Option(help="As for saccade serve")] = None,
+    cache: Annotated[str | None, typer.Option(help="As for saccade serve")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs and bug reports")] = False,
+) -> None:
+    """What this machine has, what would serve each model and why, and what to mend.
+
+    Nothing is compiled or changed. Exit code 1 if saccade serve would fail with these settings.
+    """
+    from service.doctor.command import doctor
+
+    wishes = {"device": device, "runtime": runtime, "precision": precision}
+    places = {"repository": repository, "tuning": tuning, "cache": cache}
+    doctor(load_settings(wishes | places), as_json)
 
 
 @models.command("schema")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("models", "export", "service", "bench")
+FOLDERS = ("models", "export", "service", "bench", "saccade_client")
 RUNTIMES = {"onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
 OFFLINE = ("torch", "torchvision", "transformers", "timm", "safetensors", "onnx", "onnxscript")
 HTTP = ("fastapi", "starlette", "uvicorn")
@@ -21,6 +21,7 @@ FILE_LIBRARIES = ("safetensors", "huggingface_hub", "yaml")  # the last for what
 SEEN_BY_EXPORT = (
     *("bundle", "explain", "images", "geometry", "resize", "tasks", "worker.runtimes", "errors"),
 )
+SEEN_BY_CLIENT = ("saccade_client", "httpx", "numpy", "PIL", "pycocotools", "supervision")
 LAZY = {("service/cli.py", "export")}
 """(file, package) that may be imported inside a function, and nowhere else."""
 QUANTIZER = ("export/to_int8.py", "onnxruntime.quantization")
@@ -71,6 +72,11 @@ def forbidden(path: str, name: str, lazy: bool) -> str | None:
         return f"{top} belongs in service/api"
     if folder == "models":
         return _forbidden_in_models(path, top)
+    if folder == "saccade_client":
+        known = top in (*SEEN_BY_CLIENT, *sys.stdlib_module_names)
+        return None if known else "the client knows nothing of the server"
+    if top == "saccade_client":
+        return None if path.startswith("service/predict/") else "only batch work uses the client"
     if folder == "service" and top in (*OFFLINE, "models"):
         return f"service knows nothing of {top}"
     if folder == "export" and top == "service":
@@ -146,6 +152,9 @@ def test_every_file_keeps_the_import_rules() -> None:
         ("models/checkpoints/vit.py", "from export import heads"),
         ("service/api/tasks.py", "from ...models import vit"),
         ("bench/bare.py", "from fastapi import FastAPI"),
+        ("saccade_client/results.py", "from service.bundle import Task"),
+        ("saccade_client/client.py", "import pydantic"),
+        ("service/api/app.py", "from saccade_client import Client"),
     ],
 )
 def test_the_rule_catches_a_violation(path: str, source: str) -> None:
@@ -165,6 +174,8 @@ def test_the_rule_catches_a_violation(path: str, source: str) -> None:
         ("export/proof.py", "from service import bundle\nfrom models.vit import ViT"),
         ("models/checkpoints/files.py", "import safetensors.torch\nimport huggingface_hub"),
         ("models/vit.py", "import math\nimport torch\nfrom .layers import Block"),
+        ("saccade_client/client.py", "import time\nimport httpx\nfrom saccade_client import masks"),
+        ("service/predict/command.py", "from saccade_client import AsyncClient"),
     ],
 )
 def test_the_rule_lets_through_what_is_allowed(path: str, source: str) -> None:

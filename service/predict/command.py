@@ -1,0 +1,217 @@
+"""What ``saccade predict`` does: answer many pictures in order, and go on where a run stopped."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from saccade_client import AsyncClient, ProblemError, SaccadeError
+from service import errors
+from service.bundle import Task, find_bundle
+from service.errors import BadSettings, StartError
+from service.predict.engine import choose_bundle, local_app, local_settings
+from service.predict.formats import Labels, choose_format
+from service.predict.journal import REFUSED, Journal, forget, read_rows
+from service.predict.sources import Source, find_sources
+from service.settings import Settings
+
+PICTURE_TIMEOUT_S = 600.0
+OF_THE_PICTURE = frozenset(
+    kind.code
+    for kind in (
+        errors.BadImage,
+        errors.UnsupportedFormat,
+        errors.TooLarge,
+        errors.InvalidBody,
+        errors.DecoderLost,
+        errors.RuntimeFailed,
+        errors.Quarantined,
+    )
+)
+"""Problems that other pictures need not have. Any other one ends the run."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to answer, and by whom: the server at ``url``, or this machine as ``settings`` say."""
+
+    source: str
+    task: Task
+    out: Path
+    settings: Settings
+    url: str | None = None
+    api_key: str | None = None
+    parameters: dict[str, str] = field(default_factory=dict)
+    concurrency: int = 16
+    overwrite: bool = False
+
+    @property
+    def model(self) -> str | None:
+        """The model that is asked for, if one is."""
+        return self.parameters.get("model")
+
+    @property
+    def journal(self) -> Path:
+        """The file of JSON lines, beside ``out`` where that is something else."""
+        return self.out.with_suffix(".jsonl")
+
+
+def predict(plan: Plan) -> None:
+    """Answer every picture that is not answered yet, and write ``plan.out``.
+
+    Raises:
+        StartError: the plan or the sources are unusable, the run had to stop, or pictures were
+            refused; what was answered is kept.
+        ServiceError: the model or a parameter will not do.
+    """
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    sources = find_sources(plan.source)
+    write = choose_format(plan.out, plan.task)
+    if plan.overwrite:
+        forget(plan.journal)
+    with Journal(plan.journal, {"task": plan.task, "parameters": plan.parameters}) as journal:
+        left = [source for source in sources if source.name not in journal.done]
+        if len(left) < len(sources):
+            done = len(sources) - len(left)
+            console.print(f"{done} of {len(sources)} pictures were answered before")
+        try:
+            asyncio.run(_run(plan, left, journal, console))
+            if write is not None:
+                write(plan.journal, plan.out, asyncio.run(_labels(plan)))
+        except SaccadeError as error:
+            raise StartError(_stopped(plan, error)) from None
+        console.print(f"{len(sources)} pictures are answered in {plan.out}", markup=False)
+        if journal.refused:
+            raise StartError(
+                f"{journal.refused} of them could not be answered; '{REFUSED}' in their lines of "
+                f"{plan.journal} says why"
+            )
+
+
+def parse_parameters(lines: list[str]) -> dict[str, str]:
+    """Names and values of lines like ``threshold=0.3``.
+
+    Raises:
+        BadSettings: a line has no equals sign.
+    """
+    parameters = {}
+    for line in lines:
+        name, equals, value = line.partition("=")
+        if not equals or not name:
+            raise BadSettings(f"--option takes NAME=VALUE, like threshold=0.3; found {line!r}")
+        parameters[name] = value
+    return parameters
+
+
+async def _run(plan: Plan, sources: list[Source], journal: Journal, console: Console) -> None:
+    if not sources:
+        return
+    with _progress(console, len(sources)) as (report, advance):
+        async with _client(plan, report) as client:
+            report(plan.task)
+            async for source, answer in _answers(plan, client, sources):
+                journal.add(source.name, answer)
+                advance()
+
+
+async def _answers(
+    plan: Plan, client: AsyncClient, sources: list[Source]
+) -> AsyncIterator[tuple[Source, dict[str, Any]]]:
+    """Every answer in the order of the sources, while those behind it are being made."""
+    under_way: deque[tuple[Source, asyncio.Task[dict[str, Any]]]] = deque()
+    waiting = iter(sources)
+    try:
+        while True:
+            while len(under_way) < plan.concurrency and (source := next(waiting, None)):
+                under_way.append((source, asyncio.create_task(_answer(plan, client, source))))
+            if not under_way:
+                return
+            yield under_way[0][0], await under_way[0][1]
+            under_way.popleft()
+    finally:
+        for _, task in under_way:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
+
+
+async def _answer(plan: Plan, client: AsyncClient, source: Source) -> dict[str, Any]:
+    """The answer, or why there is none if that is the picture's own fault.
+
+    Raises:
+        SaccadeError: there is none, and others will fare no better.
+    """
+    try:
+        return await client.ask(plan.task, source.path, plan.parameters)
+    except OSError as error:
+        return {REFUSED: {"code": "unreadable", "detail": f"{source.path}: {error.strerror}"}}
+    except ProblemError as error:
+        if error.code in OF_THE_PICTURE:
+            return {REFUSED: error.problem}
+        raise
+
+
+@asynccontextmanager
+async def _client(plan: Plan, report: Any) -> AsyncIterator[AsyncClient]:
+    """A client of the server, or of the application in this process."""
+    if plan.url is not None:
+        async with AsyncClient(plan.url, plan.api_key, PICTURE_TIMEOUT_S) as client:
+            yield client
+        return
+    settings = local_settings(plan.settings)
+    bundle = choose_bundle(settings, plan.task, plan.model)
+    async with local_app(settings, bundle, report) as app:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        client = AsyncClient("http://local", None, PICTURE_TIMEOUT_S, transport)
+        async with client:
+            yield client
+
+
+async def _labels(plan: Plan) -> Labels:
+    """Labels of every model that answered, each once."""
+    models = {row["model"]: row["version"] for row in read_rows(plan.journal) if "model" in row}
+    labels: dict[int, dict[str, Any]] = {}
+    for name, version in models.items():
+        if plan.url is None:
+            manifest = find_bundle(plan.settings.repository, name, version).manifest.model_dump()
+        else:
+            async with AsyncClient(plan.url, plan.api_key) as client:
+                manifest = (await client.model(name))["manifest"]
+        labels |= {label["id"]: label for label in manifest["labels"]}
+    return list(labels.values())
+
+
+def _stopped(plan: Plan, error: SaccadeError) -> str:
+    sentence = f"{error}. What was answered is in {plan.journal}; the same command goes on there"
+    return sentence if plan.url is None else f"{plan.url}: {sentence}"
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[tuple[Any, Any]]:
+    """A bar on a terminal; what to call with a new text, and after each picture."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        bar = progress.add_task("starting", total=total, rate="")
+
+        def report(text: str) -> None:
+            progress.update(bar, description=text)
+
+        def advance() -> None:
+            speed = progress.tasks[0].speed
+            progress.update(bar, advance=1, rate=f"{speed:.0f} images/s" if speed else "")
+
+        yield report, advance
