@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 STAGES = ("wait", "decode", "preprocess", "queue", "infer", "postprocess", "encode")
@@ -155,8 +156,15 @@ class Metrics:
 
     def render(self) -> bytes:
         """The exposition text: this process alone, or all of them when they share a folder."""
+        return generate_latest(self._everyone())
+
+    def collect(self) -> Iterable[Metric]:
+        """What ``render`` would write, as objects."""
+        return self._everyone().collect()
+
+    def _everyone(self) -> CollectorRegistry:
         if self._shared_folder is None:
-            return generate_latest(self.registry)
+            return self.registry
         everyone = CollectorRegistry()
         MultiProcessCollector(everyone, str(self._shared_folder))  # type: ignore[no-untyped-call]
-        return generate_latest(everyone)
+        return everyone

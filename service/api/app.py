@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,7 +14,7 @@ from fastapi.responses import Response
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import browsers, huggingface, models, oip, ops, tasks
+from service.api import browsers, huggingface, models, oip, ops, page, tasks
 from service.api.browsers import cross_origin, protect
 from service.api.openapi import announce_problems, describe_keys
 from service.api.problems import install_handlers, refuse
@@ -26,7 +27,11 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.tracing import Trace, start_trace
 from service.worker.link import WorkerLink
+from service.worker.pulse import pulse_beside
 from service.worker.served import read_served, served_file
+
+# A process that replaces a dead one finds requests waiting, and must know first that they can run.
+FIRST_WORD_S = 1.0
 
 _access = logging.getLogger("saccade.access")
 
@@ -54,9 +59,14 @@ def create_app(settings: Settings, endpoint: str, metrics: Metrics) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         link = WorkerLink(endpoint, lambda state: serving.hear(state))
         serving = Serving(settings, bundles, link, metrics, served)
-        await link.start()
         asyncio.get_running_loop().add_signal_handler(DRAIN, serving.drain)
+        await link.start()
+        await link.hear(FIRST_WORD_S)
+        pulse = pulse_beside(endpoint, os.getpid())
+        pulse.begin()
+        beating = asyncio.create_task(pulse.beat_forever(), name="pulse")
         yield State(serving=serving)
+        beating.cancel()
         await link.close()
         serving.close()
 
@@ -91,7 +101,7 @@ def assemble(
     )
     install_handlers(app)
     announce_problems(app)
-    for door in (tasks, huggingface, oip, models, ops, browsers):
+    for door in (tasks, huggingface, oip, models, ops, browsers, page):
         app.include_router(door.router)
     if rules["callers"]:
         describe_keys(app)

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api.serving import Serving
@@ -72,9 +72,3 @@ async def metrics(request: Request) -> Response:
     if serving.settings.metrics_access == "off":
         raise HTTPException(404)
     return Response(serving.metrics.render(), media_type=CONTENT_TYPE_LATEST)
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> Response:
-    """Send people who open the server in a browser to the documentation."""
-    return RedirectResponse("/docs")

@@ -28,7 +28,7 @@ def routes() -> list[tuple[str, str]]:
         for path, methods in documented.items()
         for method in methods
     ]
-    return [*found, ("GET", "/"), ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere")]
+    return [*found, ("GET", "/page/status"), ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere")]
 
 
 def bearer(key: str) -> dict[str, str]:
