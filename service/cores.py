@@ -15,8 +15,14 @@ def usable_cores(cgroups: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int:
 
     Libraries count the machine's cores, and would start 64 threads in a container of two.
     """
-    limits = [math.floor(quota) for quota in _quotas(cgroups, own)]
-    return max(min([len(_allowed()), *limits]), 1)
+    granted = quota(cgroups, own)
+    allowed = len(_allowed())
+    return max(allowed if granted is None else min(allowed, math.floor(granted)), 1)
+
+
+def quota(cgroups: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float | None:
+    """Cores that the container may keep busy; None where no group around this process says."""
+    return min(_quotas(cgroups, own), default=None)
 
 
 def physical_cores(
@@ -48,9 +54,9 @@ def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            mount, quota = cgroups, _quota_v2
+            mount, read = cgroups, _quota_v2
         elif "cpu" in controllers.split(","):
-            mount, quota = cgroups / controllers, _quota_v1
+            mount, read = cgroups / controllers, _quota_v1
         else:
             continue
         # Inside a container the path may be the host's and not exist; the mount itself does.
@@ -58,7 +64,7 @@ def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
         for folder in (group, *group.parents):
             if folder.is_relative_to(mount):
                 try:
-                    yield quota(folder)
+                    yield read(folder)
                 except (OSError, ValueError):  # no quota in this group
                     continue
 

@@ -72,8 +72,8 @@ def candidates(
     if not wanted:
         offered = "; ".join(str(choice) for choice in FASTEST_FIRST + ON_REQUEST)
         raise BadSettings(f"nothing runs with {named}; choose among: {offered}")
-    obstacles = {choice: _obstacle(bundle, choice) for choice in wanted}
-    found = [choice for choice, obstacle in obstacles.items() if obstacle is None]
+    obstacles = {choice: obstacle(bundle, choice) for choice in wanted}
+    found = [choice for choice, why in obstacles.items() if why is None]
     reasons = "; ".join(f"{choice}: {why}" for choice, why in obstacles.items() if why)
     if not found:
         problem = f"{bundle.manifest.name} {bundle.manifest.version} cannot be served"
@@ -148,6 +148,27 @@ def supports(choice: Choice) -> str | None:
     return None
 
 
+def obstacle(bundle: Bundle, choice: Choice) -> str | None:
+    """Why a choice cannot serve a bundle here, as a clause; None if it can."""
+    unsupported = supports(choice)
+    if unsupported:
+        return unsupported
+    if not bundle.manifest.proven(choice.runtime, choice.precision):
+        cure = "export it again"
+        if choice.precision == "int8":
+            cure = "make and prove int8 graphs with: saccade models quantize"
+        return f"its manifest has no proof of accuracy on every canvas; {cure}"
+    return None
+
+
+def installed(runtime: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """What a library offers: precisions on the CPU, and devices (or providers) by its own names;
+    None if it is not installed.
+    """
+    module = _library(runtime)
+    return None if module is None else (module.supported_precisions("cpu"), module.backends())
+
+
 def check_graph(path: Path, graph: Graph, runtime: Runtime) -> None:
     """Compare what was compiled with what the manifest says.
 
@@ -170,18 +191,6 @@ def _slot(cache: CompiledCache, bundle: Bundle, graph: Graph) -> Slot:
     """Other files of a bundle count: a graph's weights lie beside it."""
     digests = {name: file.sha256 for name, file in bundle.manifest.files.items()}
     return Slot(cache, json.dumps([graph.file, digests], sort_keys=True), bundle.verify)
-
-
-def _obstacle(bundle: Bundle, choice: Choice) -> str | None:
-    unsupported = supports(choice)
-    if unsupported:
-        return unsupported
-    if not bundle.manifest.proven(choice.runtime, choice.precision):
-        cure = "export it again"
-        if choice.precision == "int8":
-            cure = "make and prove int8 graphs with: saccade models quantize"
-        return f"its manifest has no proof of accuracy on every canvas; {cure}"
-    return None
 
 
 def _core_limit() -> int:

@@ -31,6 +31,11 @@ def supported_precisions(device: str) -> tuple[str, ...]:
     return ("fp32", "int8") if sums_int8_exactly() else ("fp32",)
 
 
+def backends() -> tuple[str, ...]:
+    """The library's providers, whether or not a device of theirs is there."""
+    return tuple(ort.get_available_providers())
+
+
 class OnnxRuntime:
     """A graph in ONNX Runtime's CPU provider.
 

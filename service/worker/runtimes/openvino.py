@@ -36,6 +36,11 @@ def supported_precisions(device: str) -> tuple[str, ...]:
     return names if sums_int8_exactly() else tuple(name for name in names if name != "int8")
 
 
+def backends() -> tuple[str, ...]:
+    """The library's devices on this machine."""
+    return tuple(ov.Core().available_devices)
+
+
 class OpenVino:
     """A graph compiled for the CPU.
 
