@@ -21,6 +21,7 @@ def exit_with_parent() -> Callable[[], float]:
     tells how many seconds that took.
     """
     verified = threading.Event()
+    signal.signal(DRAIN, signal.SIG_IGN)  # or it would end a process that has not started yet
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 1):

@@ -44,7 +44,7 @@ class _Role:
 
     name: str
     arguments: list[str]
-    watch: Callable[[int], Watchdog] | None = None
+    watch: Callable[[int], Watchdog]
     descriptors: tuple[int, ...] = ()
     process: asyncio.subprocess.Process | None = field(default=None, init=False)
     ending: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -184,6 +184,7 @@ class Supervisor:
             _Role(
                 f"api {index}",
                 ["service.api.process", str(index), str(descriptor), endpoint, metrics],
+                watch=lambda pid: Watchdog(pulse_beside(endpoint, pid), pid, patience),
                 descriptors=(descriptor,),
             )
             for index, descriptor in enumerate(descriptors)
@@ -229,9 +230,7 @@ class Supervisor:
             role.begin()
         if role.ending.is_set():  # came while we were starting it
             role.process.terminate()
-        if role.watch is None:
-            return await role.process.wait()
-        watching = asyncio.create_task(_kill_if_it_hangs(role.process, role.watch))
+        watching = asyncio.create_task(_kill_if_it_hangs(role, role.process))
         try:
             return await role.process.wait()
         finally:
@@ -240,11 +239,16 @@ class Supervisor:
     async def _drain(self, apis: list[_Role]) -> None:
         """Say that we are going, and go on for as long as balancers need to hear of it."""
         _log.info("stopping")
-        for role in apis:
-            role.ending.set()  # a successor would say that it is ready
-            if role.process is not None and role.process.returncode is None:
-                role.process.send_signal(DRAIN)
-        await asyncio.sleep(self._settings.drain_delay_s)
+        left_s = self._settings.drain_delay_s
+        while True:
+            for role in apis:
+                role.ending.set()  # a successor would say that it is ready
+                if role.process is not None and role.process.returncode is None:
+                    role.process.send_signal(DRAIN)  # again and again: one may not yet listen
+            if left_s <= 0:
+                return
+            await asyncio.sleep(min(left_s, LOOK_EVERY_S))
+            left_s -= LOOK_EVERY_S
 
     async def _stop(self, role: _Role, grace_s: float) -> None:
         role.ending.set()
@@ -259,14 +263,12 @@ class Supervisor:
             process.kill()
 
 
-async def _kill_if_it_hangs(
-    process: asyncio.subprocess.Process, watch: Callable[[int], Watchdog]
-) -> None:
-    watchdog = watch(process.pid)
+async def _kill_if_it_hangs(role: _Role, process: asyncio.subprocess.Process) -> None:
+    watchdog = role.watch(process.pid)
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
         wrong = watchdog.look()
         if wrong is not None:
-            _log.error("the worker hangs (%s); killing it", wrong)
+            _log.error("%s hangs (%s); killing it", role.name, wrong)
             process.kill()  # also wakes up one that was stopped
             return

@@ -115,7 +115,14 @@ class WorkerLink:
     async def start(self) -> None:
         """Connect; returns at once, ``state`` tells when the worker is there."""
         self._loop = asyncio.get_running_loop()
+        self._heard = asyncio.Event()
         self._tasks = [asyncio.create_task(self._stay_connected(), name="worker link")]
+
+    async def hear(self, within_s: float) -> None:
+        """Return when the worker has told its state, or after ``within_s``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._heard.wait()
 
     async def close(self) -> None:
         """Disconnect; pictures still pending fail with WorkerLost, new ones with NotReady."""
@@ -295,6 +302,7 @@ class WorkerLink:
             header["passed_s"] or self.state.passed_s,
             [(phase, began_s) for phase, began_s in header["phases"]],
         )
+        self._heard.set()
         self._on_change(self.state)
         if became_ready:
             self.was_ready = True

@@ -4,6 +4,7 @@ oldest batch runs, and which jobs are running.
 A message that was on its way when a process crashed is lost; what lies in a file's pages is not.
 """
 
+import asyncio
 import itertools
 import mmap
 import os
@@ -72,6 +73,12 @@ class Pulse:
         name = peer[:PEER_BYTES].ljust(PEER_BYTES, b"\0")
         return {job_id for found, job_id in _JOB.iter_unpack(told) if found == name}
 
+    async def beat_forever(self, every_s: float = 1.0) -> None:
+        """Beat for as long as the event loop turns."""
+        while True:
+            self.beat()
+            await asyncio.sleep(every_s)
+
     def close(self) -> None:
         """Unmap the file."""
         self._memory.close()
@@ -112,6 +119,7 @@ class Watchdog:
         return None
 
 
-def pulse_beside(endpoint: str) -> Pulse:
-    """That of the worker which listens at ``endpoint``."""
-    return Pulse(Path(endpoint.removeprefix("ipc://")).with_name("pulse"))
+def pulse_beside(endpoint: str, pid: int | None = None) -> Pulse:
+    """That of the worker which listens at ``endpoint``, or of an API process that speaks to it."""
+    name = "pulse" if pid is None else f"pulse-{pid}"
+    return Pulse(Path(endpoint.removeprefix("ipc://")).with_name(name))

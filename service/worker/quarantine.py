@@ -73,5 +73,5 @@ def _hash(group: Group, inputs: Arrays, parts: list[Array]) -> str:
     about = [(name, array.dtype.str, array.shape) for name, array in sorted(inputs.items())]
     made = hashlib.blake2b(repr((tuple(group), about)).encode(), digest_size=16)
     for part in parts:
-        made.update(np.ascontiguousarray(part))
+        made.update(np.ascontiguousarray(part).data)
     return made.hexdigest()

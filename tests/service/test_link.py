@@ -61,7 +61,7 @@ class FakeWorker:
         await self._socket.send_multipart([self.peer, *frames])
 
     async def status(self, ready: bool, phase: str = "ready") -> None:
-        about = {"passed_s": self.passed_s, "phases": [[phase, 1.0]]}
+        about: dict[str, Any] = {"passed_s": self.passed_s, "phases": [[phase, 1.0]]}
         models = RUNNING if ready else {}
         await self.send(type="status", ready=ready, phase=phase, models=models, **about)
 
@@ -528,5 +528,21 @@ def test_the_last_pass_is_remembered_while_workers_come_and_go(tmp_path: Path) -
             assert line.link.state.passed_s == worker.passed_s
             assert (line.link.state.passes(99), line.link.state.passes(200)) == (False, True)
             second.die()
+
+    run(scenario())
+
+
+def test_who_waits_for_the_first_word_hears_it_or_does_not_wait_forever(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        worker, line = FakeWorker(tmp_path), Line(tmp_path)
+        await line.link.start()
+        await line.link.hear(0.01)
+        assert not line.link.state.ready
+        hearing = asyncio.create_task(line.link.hear(50))
+        await worker.welcome()
+        await hearing
+        assert line.link.state.ready
+        await line.link.close()
+        worker.die()
 
     run(scenario())
