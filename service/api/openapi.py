@@ -68,6 +68,24 @@ def announce_problems(app: FastAPI) -> None:
     app.openapi = document  # type: ignore[method-assign]
 
 
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The schema of a model by itself: what it refers to stands in the place of the reference."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolved(part: Any) -> Any:
+        if isinstance(part, list):
+            return [resolved(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        name = part.get("$ref", "").removeprefix("#/$defs/")
+        beside = {key: resolved(value) for key, value in part.items() if key != "$ref"}
+        return resolved(definitions[name]) | beside if name else beside
+
+    found: dict[str, Any] = resolved(schema)
+    return found
+
+
 def describe(
     options: type[Options], answer: type[BaseModel], files: tuple[str, ...] = ()
 ) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from service.api.bodies import read_bytes
 from service.api.calls import JSON, Call, answer_read
 from service.api.oip.codec import HEADER, INPUT, Asked, decompress, read_request, write_response
 from service.api.oip.outputs import Found, Wanted, answer_one, catalogue, join
-from service.api.openapi import EXAMPLE_PNG, problem_responses
+from service.api.openapi import EXAMPLE_PNG, problem_responses, schema_of
 from service.api.schemas.oip import (
     InferRequest,
     InferResponse,
@@ -47,7 +47,6 @@ def _describe() -> dict[str, Any]:
             }
         ]
     }
-    schema = InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     header = {
         "name": HEADER,
         "in": "header",
@@ -55,7 +54,6 @@ def _describe() -> dict[str, Any]:
         "description": "Bytes of the JSON in front of binary tensors; 0: the body is one picture",
         "schema": {"type": "integer", "minimum": 0},
     }
-    del schema["$defs"]
     responses = problem_responses()
     del responses[406]
     responses[200] = {
@@ -64,7 +62,7 @@ def _describe() -> dict[str, Any]:
         "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}},
     }
     content = {
-        JSON: {"schema": schema, "example": example},
+        JSON: {"schema": schema_of(InferRequest), "example": example},
         BINARY: {"schema": {"type": "string", "format": "binary"}},
     }
     return {
