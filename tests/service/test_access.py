@@ -65,7 +65,7 @@ def test_paths_that_only_resemble_a_probe_ask_for_a_key() -> None:
         for path in (
             "/livez/",
             "/LIVEZ",
-            "//livez",
+            "http://testserver//livez",
             "/livez/../v1/models",
             "/livez%2f",
             "/v2/health",
