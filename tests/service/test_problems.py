@@ -52,6 +52,7 @@ def test_the_table_is_the_promised_one() -> None:
     assert found == {
         "invalid_body": 400,
         "bad_image": 400,
+        "decoder_lost": 400,
         "unauthorized": 401,
         "forbidden": 403,
         "unknown_model": 404,
