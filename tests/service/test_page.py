@@ -1,0 +1,572 @@
+"""The page at /: its files over HTTP, and what people do on it in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.api.page.routes import POLICY, STATIC
+from tests.conftest import ROOT, Server
+from tests.service.fake_app import FakeApp
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+
+SCENES = ROOT / "service" / "demo" / "scenes"
+STAR = SCENES / "star.jpg"
+KEY = "anna-0123456789abcdef"
+LONG_MS = 30_000
+
+Page = Any  # playwright.sync_api.Page, which may be absent
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium from the system's packages; the tests in it skip where there is none."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+    if path is None:
+        pytest.skip("needs Chromium, such as Debian's package chromium")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, demo_server: Server) -> Iterator[Open]:
+    """Pages in contexts of their own; what the browser complains of fails the test."""
+    contexts, complaints = [], []
+
+    def open_page(url: str = demo_server.url, **options: Any) -> Page:
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+        context.set_default_timeout(LONG_MS)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda line: complaints.append(line.text) if is_bad(line) else None)
+        page.goto(url)
+        page.wait_for_selector(".pane, #notice:not([hidden])")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def is_bad(line: Any) -> bool:
+    """Refusals that a test provokes are told to the console by the browser itself."""
+    return line.type == "error" and "Failed to load resource" not in line.text
+
+
+def idle(page: Page) -> None:
+    playwright.expect(page.locator(".working")).to_have_count(0, timeout=LONG_MS)
+
+
+def take_sample(page: Page, name: str = "star.jpg") -> None:
+    page.click(f'[data-name="{name}"]')
+    page.wait_for_selector(".view:visible")
+    idle(page)
+
+
+def choose_task(page: Page, task: str, pane: int = 0) -> None:
+    page.locator(".pane").nth(pane).locator(f'.tasks input[value="{task}"]').check(force=True)
+    idle(page)
+
+
+def choose_model(page: Page, name: str) -> None:
+    page.locator(".model").first.select_option(name)
+    idle(page)
+
+
+def rows(page: Page, pane: int = 0) -> list[str]:
+    texts: list[str] = (
+        page.locator(".pane")
+        .nth(pane)
+        .locator(".result .name")
+        .evaluate_all("names => names.map(name => name.firstChild.textContent)")
+    )
+    return texts
+
+
+def slide(page: Page, value: float, let_go: bool = True) -> None:
+    events = ["input", "change"] if let_go else ["input"]
+    page.locator(".threshold input").first.evaluate(
+        "(slider, [value, events]) => { slider.value = value; "
+        "for (const name of events) slider.dispatchEvent(new Event(name)); }",
+        [value, events],
+    )
+    idle(page)
+
+
+def press(page: Page, x: float, y: float) -> None:
+    """Click the picture at shares of its width and height."""
+    box = page.locator(".view").first.bounding_box()
+    page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    idle(page)
+
+
+def pixel(page: Page, x: float, y: float) -> list[int]:
+    found: list[int] = page.locator(".view").first.evaluate(
+        "(view, [x, y]) => [...view.getContext('2d').getImageData("
+        "Math.round(x * view.width), Math.round(y * view.height), 1, 1).data]",
+        [x, y],
+    )
+    return found[:3]
+
+
+def shown_png(page: Page) -> str:
+    url: str = page.locator(".view").first.evaluate("view => view.toDataURL()")
+    return url
+
+
+def listen(page: Page) -> list[str]:
+    """The paths and queries of the requests about pictures from now on."""
+    asked: list[str] = []
+    page.on(
+        "request",
+        lambda request: (
+            asked.append(request.url.split("/v1/")[1])
+            if request.method == "POST" and "/v1/" in request.url
+            else None
+        ),
+    )
+    return asked
+
+
+def truth(server: Server, task: str, **parameters: Any) -> dict[str, Any]:
+    answer = httpx.post(f"{server.url}/v1/{task}", params=parameters, content=STAR.read_bytes())
+    assert answer.status_code == 200, answer.text
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+def test_the_page_loads_only_from_its_own_server() -> None:
+    with FakeApp().client() as client:
+        response = client.get("/")
+        assert response.headers["content-security-policy"] == POLICY
+        assert response.headers["content-type"].startswith("text/html")
+        assert "unsafe" not in POLICY
+        assert "https:" not in POLICY
+        for path in re.findall(r'(?:src|href)="(/page/[^"]+)"', response.text):
+            assert client.get(path).status_code == 200, path
+        kinds = {name: client.get(f"/page/{name}").headers["content-type"] for name in names()}
+        samples = client.get("/page/samples").json()["samples"]
+        assert client.get(f"/page/scenes/{samples[0]}").headers["content-type"] == "image/jpeg"
+    assert len(samples) == len(list(SCENES.glob("*.jpg")))
+    for name, kind in kinds.items():
+        expected = {"js": "javascript", "css": "text/css", "svg": "image/svg+xml"}
+        assert expected[name.rsplit(".")[-1]] in kind, name
+    for path in STATIC.iterdir():
+        assert not re.search(
+            r"""(?:src|href|from|import|url)\W{1,3}(?:https?:)?//""", path.read_text()
+        )
+        assert " style=" not in path.read_text() or path.suffix == ".svg"
+
+
+def names() -> list[str]:
+    return [path.name for path in STATIC.iterdir() if path.name != "index.html"]
+
+
+def test_what_is_no_file_of_the_page_is_not_served() -> None:
+    with FakeApp().client() as client:
+        for path in (
+            "routes.py",
+            "index.html",
+            "../routes.py",
+            "..%2froutes.py",
+            "scenes/scenes.json",
+            "",
+        ):
+            assert client.get(f"/page/{path}").status_code == 404, path
+
+
+def test_the_page_opens_without_a_key_and_its_status_does_not() -> None:
+    with FakeApp(api_keys=KEY).client() as client:
+        for path in ("/", "/page/page.js", "/page/scenes/star.jpg"):
+            assert client.get(path).status_code == 200, path
+        for path in ("/page/status", "/page/samples/", "/page/none.js", "/v1/models"):
+            assert client.get(path).status_code == 401, path
+        headers = {"authorization": f"Bearer {KEY}"}
+        assert client.get("/page/status", headers=headers).status_code == 200
+
+
+def test_the_status_counts_batches_and_what_waits_and_is_off_with_the_metrics() -> None:
+    fake = FakeApp()
+    with fake.client() as client:
+        fake.metrics.queue_depth.set(3)
+        fake.metrics.queue_bytes.set(1000)
+        fake.metrics.batch_size.labels("tiny").observe(5)
+        fake.metrics.batch_size.labels("tiny").observe(2)
+        status = client.get("/page/status").json()
+    assert status == {
+        "ready": True,
+        "queue_depth": 3,
+        "queue_bytes": 1000,
+        "models": {"tiny": {"batches": 2, "pictures": 7}},
+    }
+    with FakeApp(metrics_access="off").client() as client:
+        assert client.get("/page/status").status_code == 404
+
+
+def test_a_sample_is_answered_with_boxes_drawn_over_it(
+    open_page: Open, demo_server: Server
+) -> None:
+    found = truth(demo_server, "detect")["predictions"]
+    page = open_page()
+    take_sample(page)
+    assert rows(page) == [one["label"] for one in found]
+    box = found[0]["box"]
+    width, height = 480, 480
+    edge = pixel(page, box["xmin"] / width, (box["ymin"] + box["ymax"]) / 2 / height)
+    swatch = page.locator(".swatch").first.evaluate("one => getComputedStyle(one).backgroundColor")
+    expected = [int(part) for part in re.findall(r"\d+", swatch)][:3]
+    assert max(abs(a - b) for a, b in zip(edge, expected, strict=True)) < 70
+    assert page.locator(".stages i").count() >= 4
+    assert "in the server" in page.locator(".timing .total").inner_text()
+
+
+def test_a_chosen_a_dropped_and_a_pasted_file_are_asked_about(open_page: Open) -> None:
+    page = open_page()
+    asked = listen(page)
+    page.set_input_files("#file", STAR)
+    page.wait_for_selector(".result")
+    idle(page)
+    data = page.evaluate_handle(
+        "async () => { const data = new DataTransfer(); const answer = await fetch('/page/scenes/ring.jpg');"
+        " data.items.add(new File([await answer.blob()], 'ring.jpg', {type: 'image/jpeg'})); return data; }"
+    )
+    page.dispatch_event("body", "drop", {"dataTransfer": data})
+    playwright.expect(page.locator(".result .name").first).to_have_text("ring")
+    idle(page)
+    page.evaluate("data => dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}))", data)
+    page.wait_for_timeout(100)
+    idle(page)
+    assert [path.split("?")[0] for path in asked] == ["detect"] * 3
+
+
+def test_the_threshold_filters_boxes_without_a_request(
+    open_page: Open, demo_server: Server
+) -> None:
+    everything = truth(demo_server, "detect", threshold=0)["predictions"]
+    page = open_page()
+    take_sample(page)
+    asked = listen(page)
+    pictures = set()
+    for least in (0.7, 0.2, 0.1):
+        slide(page, least)
+        assert rows(page) == [one["label"] for one in everything if one["score"] >= least]
+        pictures.add(shown_png(page))
+    assert asked == []
+    assert len(pictures) == 3
+
+
+def test_segments_are_filtered_above_what_was_asked_and_merged_anew_below(
+    open_page: Open, demo_server: Server
+) -> None:
+    found = truth(demo_server, "segment")["segments"]
+    page = open_page()
+    choose_task(page, "segment")
+    take_sample(page)
+    assert rows(page) == [one["label"] for one in found]
+    asked = listen(page)
+    slide(page, 0.97)
+    assert rows(page) == [one["label"] for one in found if one["score"] >= 0.97]
+    slide(page, 0.2, let_go=False)
+    assert asked == []
+    slide(page, 0.2)
+    assert asked == ["segment?model=mask2former-scenes&mode=panoptic&threshold=0.2"]
+    assert rows(page) == [
+        one["label"] for one in truth(demo_server, "segment", threshold=0.2)["segments"]
+    ]
+
+
+@pytest.mark.parametrize("mode", ["panoptic", "instance", "semantic"])
+def test_a_mask_tints_the_pixels_of_its_segment(open_page: Open, mode: str) -> None:
+    page = open_page()
+    choose_task(page, "classify")
+    take_sample(page)
+    inside, plain = (0.42, 0.35), {}
+    plain[mode] = pixel(page, *inside)
+    choose_task(page, "segment")
+    page.locator(".mode").select_option(mode)
+    idle(page)
+    assert "star" in rows(page)
+    assert sum(abs(a - b) for a, b in zip(pixel(page, *inside), plain[mode], strict=True)) > 60
+    assert page.locator(".threshold").is_visible() == (mode != "semantic")
+
+
+def test_a_clicked_box_shows_what_its_query_looked_at(open_page: Open, demo_server: Server) -> None:
+    star = truth(demo_server, "detect")["predictions"][0]
+    page = open_page()
+    take_sample(page)
+    before = shown_png(page)
+    asked = listen(page)
+    press(page, 0.65, 0.75)  # in the lower star
+    assert asked == [
+        f"attention?model=detr-scenes&kind=decoder&layer=all&head=all&query={star['query']}"
+    ]
+    assert page.locator(".about").inner_text().startswith("For star")
+    maps = {before, shown_png(page)}
+    page.click('.layers .chip:text-is("0")')
+    maps.add(shown_png(page))
+    page.click('.heads .chip:text-is("1")')
+    maps.add(shown_png(page))
+    assert len(maps) == 4
+    assert len(asked) == 1, "toggling layers and heads asked again"
+    assert page.locator('.heads .chip[aria-pressed="true"]').all_inner_texts() == ["1"]
+    page.click(".back")
+    assert shown_png(page) == before
+
+
+def test_a_clicked_segment_shows_what_its_query_looked_at(
+    open_page: Open, demo_server: Server
+) -> None:
+    segments = truth(demo_server, "segment")["segments"]
+    water = next(one for one in segments if one["label"] == "water")
+    page = open_page()
+    choose_task(page, "segment")
+    take_sample(page)
+    asked = listen(page)
+    press(page, 0.1, 0.9)
+    page.locator('.kinds input[value="mask"]').check(force=True)
+    idle(page)
+    assert asked == [
+        f"attention?model=mask2former-scenes&kind=decoder&layer=all&head=all&query={water['query']}",
+        f"attention?model=mask2former-scenes&kind=mask&layer=all&query={water['query']}",
+    ]
+    assert not page.locator(".heads").is_visible()
+
+
+def test_a_clicked_place_shows_what_a_token_there_looked_at(open_page: Open) -> None:
+    page = open_page()
+    choose_task(page, "classify")
+    choose_model(page, "vit-scenes")
+    take_sample(page)
+    asked = listen(page)
+    press(page, 0.25, 0.5)
+    (path,) = asked
+    assert path.startswith("attention?model=vit-scenes&kind=raw&layer=all&head=all&point=")
+    x, y = map(float, path.split("point=")[1].split(","))
+    assert (x, y) == pytest.approx((120, 240), abs=2)
+    assert page.locator(".layers .chip").count() == 7
+
+
+def test_a_clicked_class_shows_its_activation_map(open_page: Open) -> None:
+    page = open_page()
+    choose_task(page, "classify")
+    choose_model(page, "swin-scenes")
+    take_sample(page)
+    asked = listen(page)
+    page.locator(".result").first.click()
+    idle(page)
+    assert asked == ["attention?model=swin-scenes&kind=cam&query=3"]
+    assert page.locator(".about").inner_text().startswith("For star")
+
+
+def test_the_page_works_by_keyboard_alone(open_page: Open) -> None:
+    page = open_page()
+    page.locator('[data-name="star.jpg"]').focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".result")
+    idle(page)
+    page.locator('.tasks input[value="detect"]').focus()
+    page.keyboard.press("ArrowRight")
+    idle(page)
+    assert page.locator('.tasks input[value="segment"]').is_checked()
+    asked = listen(page)
+    page.locator(".view").focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowDown")
+    assert "water" in page.locator("#spoken").inner_text()
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator(".look")).to_be_visible()
+    idle(page)
+    assert len(asked) == 1
+    page.locator(".view").focus()
+    page.keyboard.press("Escape")
+    playwright.expect(page.locator(".answer")).to_be_visible()
+
+
+def test_two_models_are_compared_on_one_picture(open_page: Open) -> None:
+    page = open_page()
+    choose_task(page, "classify")
+    take_sample(page)
+    page.click("#compare")
+    page.locator(".pane").nth(1).locator(".result").first.wait_for()
+    idle(page)
+    models = page.locator(".model").evaluate_all("all => all.map(one => one.value)")
+    assert sorted(models) == ["swin-scenes", "vit-scenes"]
+    assert rows(page, 0)[0] == rows(page, 1)[0] == "star"
+    left, right = (page.locator(".view").nth(n).bounding_box() for n in (0, 1))
+    assert left["y"] == right["y"]
+    assert left["width"] == right["width"]
+    page.click("#compare")
+    assert page.locator(".pane").count() == 1
+
+
+def test_answers_and_pictures_are_saved_as_they_are_seen(
+    open_page: Open, demo_server: Server
+) -> None:
+    page = open_page()
+    take_sample(page)
+    with page.expect_download() as saved:
+        page.click(".save-json")
+    assert saved.value.suggested_filename == "star-detect.json"
+    document = json.loads(Path(saved.value.path()).read_text())
+    assert document == truth(demo_server, "detect", threshold=0)
+    with page.expect_download() as saved:
+        page.click(".save-picture")
+    assert saved.value.suggested_filename == "star-detect.png"
+    data = Path(saved.value.path()).read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert int.from_bytes(data[16:20], "big") == int.from_bytes(data[20:24], "big") == 1440
+
+
+def test_the_copied_commands_get_the_same_answer(
+    open_page: Open, demo_server: Server, tmp_path: Path
+) -> None:
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    take_sample(page)
+    page.click(".copy-curl")
+    page.wait_for_selector('.copy-curl:text-is("Copied")')
+    command = page.evaluate("navigator.clipboard.readText()")
+    run = subprocess.run(
+        ["bash", "-c", f"curl --silent {command.removeprefix('curl')}"],
+        cwd=SCENES,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    expected = truth(demo_server, "detect", threshold=0)
+    assert json.loads(run.stdout) == expected
+    page.click(".copy-python")
+    page.wait_for_selector('.copy-python:text-is("Copied")')
+    script = page.evaluate("navigator.clipboard.readText()")
+    compile(script, "copied.py", "exec")
+    assert '"threshold": "0"' in script
+    assert "star.jpg" in script
+
+
+def test_a_file_that_is_no_picture_is_refused_with_what_to_do(
+    open_page: Open, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("nothing to see")
+    page = open_page()
+    page.set_input_files("#file", notes)
+    page.wait_for_selector(".problem:visible")
+    assert page.locator(".problem").get_attribute("role") == "alert"
+    text = page.locator(".problem").inner_text()
+    assert "415" in text
+    assert "JPEG, PNG and WebP are accepted" in text
+    assert "unsupported_format" in text
+    assert "request " in text
+    take_sample(page)
+    assert not page.locator(".problem").is_visible()
+    assert rows(page)
+
+
+def test_an_overloaded_and_a_silent_server_are_told_apart(open_page: Open) -> None:
+    page = open_page()
+    problem = {
+        "title": "Too Many Requests",
+        "status": 429,
+        "detail": "the queue is full",
+        "code": "overloaded",
+    }
+    body = json.dumps(problem | {"retry_after_s": 2.5, "request_id": "abc"})
+    page.route("**/v1/detect*", lambda route: route.fulfill(status=429, body=body))
+    page.click('[data-name="star.jpg"]')
+    page.wait_for_selector(".problem:visible")
+    assert "The queue is full." in page.locator(".problem").inner_text()
+    assert page.locator(".again").inner_text() == "Try again in 3 s or later"
+    page.unroute("**/v1/detect*")
+    page.route("**/v1/detect*", lambda route: route.abort())
+    page.click(".again")
+    playwright.expect(page.locator(".problem h3")).to_have_text("No answer")
+    page.unroute("**/v1/detect*")
+    page.click(".again")
+    page.wait_for_selector(".result")
+    assert not page.locator(".problem").is_visible()
+
+
+def test_a_server_with_keys_is_used_once_a_key_is_entered(
+    browser: Any, open_page: Open, start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"anna:{KEY}\n")
+    server = start_server("--api-keys-file", str(keys), "--api-processes", "1")
+    page = open_page(server.url)
+    page.wait_for_selector("#key-dialog[open]")
+    page.fill("#key-field", "wrong-0123456789abcdef")
+    page.click("#key-use")
+    page.wait_for_selector("#key-dialog[open]")
+    page.fill("#key-field", KEY)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".pane")
+    take_sample(page)
+    assert rows(page)
+    assert KEY not in page.content()
+    assert "$SACCADE_KEY" in page.locator(".code").text_content()
+    assert page.evaluate("Object.keys(localStorage).length") == 0
+    page.click("#key-button")
+    page.click('button[value="clear"]')
+    page.wait_for_selector(".problem:visible")
+    assert page.locator(".again").inner_text() == "Enter a key"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (390, "dark")])
+def test_a_phone_shows_everything_without_scrolling_sideways(
+    open_page: Open, width: int, scheme: str
+) -> None:
+    page = open_page(color_scheme=scheme, device_scale_factor=2, has_touch=True)
+    page.set_viewport_size({"width": width, "height": 780})
+    for task in ("segment", "attention"):
+        choose_task(page, task)
+        take_sample(page, "ring.jpg")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        box = page.locator(".view").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    lightness = float(re.findall(r"[\d.]+", ground)[0])
+    assert (lightness < 0.5) == (scheme == "dark"), ground
+
+
+def test_the_strip_shows_that_the_server_runs_and_how_large_its_batches_are(
+    open_page: Open,
+) -> None:
+    page = open_page()
+    playwright.expect(page.locator("#state")).to_have_text("ready")
+    take_sample(page)
+    playwright.expect(page.locator("#batch")).not_to_have_text("–", timeout=LONG_MS)
+    assert float(page.locator("#batch").inner_text()) >= 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_that_keeps_people_out(open_page: Open, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = open_page(color_scheme=scheme)
+    states: list[tuple[str, Callable[[], None]]] = [
+        ("empty", lambda: None),
+        ("boxes", lambda: take_sample(page)),
+        ("attention", lambda: press(page, 0.65, 0.75)),
+        ("masks", lambda: choose_task(page, "segment")),
+        ("vector", lambda: choose_task(page, "embed")),
+        ("two", lambda: page.click("#compare")),
+        ("key", lambda: page.click("#key-button")),
+    ]
+    for name, reach in states:
+        reach()
+        idle(page)
+        found = axe.run(page).response["violations"]
+        told = [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
+        assert told == [], name
