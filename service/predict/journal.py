@@ -29,9 +29,13 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("r+b" if path.exists() else "w+b")
-            self._resume()
         except OSError as error:
             raise StartError(f"cannot write {path}: {error.strerror}") from None
+        try:
+            self._resume()
+        except BaseException:
+            self._file.close()
+            raise
 
     def add(self, name: str, answer: dict[str, Any]) -> None:
         """One more answer, which is in the file when this returns."""

@@ -1,0 +1,306 @@
+"""``saccade predict``: folders and lists, by this machine and by a server, gone on with."""
+
+import io
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from saccade_client.masks import read_id_map
+from service.cli import app
+from service.errors import BadSettings, ServiceError, StartError
+from service.predict.journal import Journal, read_rows
+from service.predict.sources import find_sources
+from tests.conftest import ROOT, SACCADE, Server
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SCENES = ROOT / "service" / "demo" / "scenes"
+NAMES = sorted(path.name for path in SCENES.glob("*.jpg"))
+
+
+def predict(*arguments: str | Path) -> str:
+    """What the command says; raises what it ends with."""
+    result = CliRunner().invoke(app, ["predict", *map(str, arguments)])
+    if result.exception is not None:
+        raise result.exception
+    return result.stderr
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return list(read_rows(path))
+
+
+@pytest.mark.parametrize("task", ["classify", "detect", "segment", "embed"])
+def test_this_machine_and_a_server_give_the_same_answers(
+    demo_server: Server, tmp_path: Path, task: str
+) -> None:
+    here, there = tmp_path / "here.jsonl", tmp_path / "there.jsonl"
+    one_at_a_time = ("--task", task, "--concurrency", "1")
+    predict(SCENES, "--out", here, *one_at_a_time)
+    predict(SCENES, "--out", there, *one_at_a_time, "--url", demo_server.url)
+    assert [row["file"] for row in rows_of(here)] == NAMES
+    assert rows_of(here) == rows_of(there)
+
+
+def test_batches_change_no_answer(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
+    predict(SCENES, "--task", "detect", "--out", alone, "--concurrency", "1")
+    predict(SCENES, "--task", "detect", "--out", together)
+    for one, other in zip(rows_of(alone), rows_of(together), strict=True):
+        assert one["file"] == other["file"]
+        assert [found["label"] for found in one["predictions"]] == [
+            found["label"] for found in other["predictions"]
+        ]
+        scores = [[found["score"] for found in row["predictions"]] for row in (one, other)]
+        assert scores[0] == pytest.approx(scores[1], abs=0.02)  # bf16
+
+
+def test_a_model_and_options_are_handed_on(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    predict(
+        *(SCENES / "star.jpg", "--task", "classify", "--out", out),
+        *("--model", "vit-scenes", "--option", "top_k=2"),
+    )
+    (row,) = rows_of(out)
+    assert (row["model"], row["parameters"]) == (
+        "vit-scenes",
+        {"top_k": "2", "model": "vit-scenes"},
+    )
+    assert len(row["predictions"]) == 2
+
+
+def test_a_run_goes_on_where_another_was_killed(tmp_path: Path) -> None:
+    folder, out = tmp_path / "many", tmp_path / "out.jsonl"
+    folder.mkdir()
+    for number in range(60):
+        shutil.copy(SCENES / NAMES[number % len(NAMES)], folder / f"{number:03}.jpg")
+    arguments = ["predict", str(folder), "--task", "segment", "--out", str(out)]
+    with subprocess.Popen([str(SACCADE), *arguments, "--concurrency", "1"]) as killed:
+        end_s = time.monotonic() + 60
+        while time.monotonic() < end_s and (not out.exists() or out.stat().st_size < 1000):
+            time.sleep(0.01)
+        killed.send_signal(signal.SIGKILL)
+    before = [row["file"] for row in _whole_lines(out)]
+    assert 1 <= len(before) < 60
+    with out.open("ab") as file:
+        file.write(b'{"file":"cut')  # what a write that was not finished looks like
+    said = predict(*arguments[1:])
+    assert f"{len(before)} of 60 pictures were answered before" in said
+    assert [row["file"] for row in rows_of(out)] == [f"{number:03}.jpg" for number in range(60)]
+
+
+def test_a_finished_run_opens_no_model(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments = (SCENES, "--task", "classify", "--out", out)
+    predict(*arguments)
+    before = out.read_bytes()
+    predict(*arguments, "--url", "http://127.0.0.1:9")  # where nobody is
+    assert out.read_bytes() == before
+
+
+def test_answers_to_another_question_are_not_mixed_in(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    predict(SCENES / "star.jpg", "--task", "classify", "--out", out)
+    with pytest.raises(BadSettings, match="start afresh with --overwrite"):
+        predict(SCENES, "--task", "detect", "--out", out)
+    predict(SCENES / "star.jpg", "--task", "detect", "--out", out, "--overwrite")
+    assert [row["task"] for row in rows_of(out)] == ["detect"]
+
+
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "mine.jsonl"
+    out.write_text('{"precious": true}\n')
+    with pytest.raises(BadSettings, match="no file of answers"):
+        predict(SCENES, "--task", "classify", "--out", out)
+    assert out.read_text() == '{"precious": true}\n'
+
+
+def test_pictures_that_cannot_be_answered_are_named_and_the_others_answered(
+    tmp_path: Path, demo_server: Server
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes((SCENES / "star.jpg").read_bytes()[:300])
+    (tmp_path / "empty.png").write_bytes(b"")
+    shutil.copy(SCENES / "star.jpg", tmp_path / "star.jpg")
+    listed = tmp_path / "list.txt"
+    listed.write_text("# pictures\nbroken.jpg\nmissing.jpg\nempty.png\n\nstar.jpg\n")
+    for where in ((), ("--url", demo_server.url)):
+        out = tmp_path / f"out{len(where)}.jsonl"
+        with pytest.raises(StartError, match="3 of them could not be answered"):
+            predict(listed, "--task", "classify", "--out", out, *where)
+        rows = {row["file"]: row for row in rows_of(out)}
+        codes = {name: row.get("error", {}).get("code") for name, row in rows.items()}
+        assert codes == {
+            "broken.jpg": "bad_image",
+            "missing.jpg": "unreadable",
+            "empty.png": "invalid_body",
+            "star.jpg": None,
+        }
+        assert rows["star.jpg"]["predictions"][0]["label"] == "star"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--option", "top_k=0"), "top_k: Input should be greater than"),
+        (("--model", "resnet"), "resnet"),
+        (("--model", "detr-scenes"), "'detr-scenes' cannot classify"),
+        (("--option", "top_k"), "--option takes NAME=VALUE"),
+        (("--url", "http://127.0.0.1:9"), "no answer from the server"),
+        (("--url", "localhost"), "looks like http://host:8000"),
+    ],
+)
+def test_what_would_fail_for_every_picture_ends_the_run(
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.predict.command.PICTURE_TIMEOUT_S", 0.5)
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(ServiceError, match=sentence):
+        predict(SCENES, "--task", "classify", "--out", out, *arguments)
+    assert not out.exists() or rows_of(out) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "sentence"),
+    [
+        ("out.csv", "detect", "must end in .jsonl"),
+        ("out.json", "classify", "COCO knows no answers to classify"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_anything_runs(
+    tmp_path: Path, name: str, task: str, sentence: str
+) -> None:
+    with pytest.raises(BadSettings, match=sentence):
+        predict(SCENES, "--task", task, "--out", tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_coco_reads_the_boxes_of_a_folder(tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+
+    out = tmp_path / "boxes.json"
+    predict(SCENES, "--task", "detect", "--out", out)
+    data = COCO(str(out))
+    images = data.loadImgs(data.getImgIds())
+    assert [image["file_name"] for image in images] == NAMES
+    (star,) = (image for image in images if image["file_name"] == "star.jpg")
+    assert (star["width"], star["height"]) == (480, 480)
+    best = data.loadAnns(data.getAnnIds(imgIds=star["id"]))[0]
+    (answer,) = (row for row in rows_of(tmp_path / "boxes.jsonl") if row["file"] == "star.jpg")
+    box = answer["predictions"][0]["box"]
+    assert data.loadCats(best["category_id"])[0]["name"] == answer["predictions"][0]["label"]
+    assert best["bbox"][2] == pytest.approx(box["xmax"] - box["xmin"])
+    assert best["area"] == pytest.approx(best["bbox"][2] * best["bbox"][3], rel=1e-5)
+
+
+def test_segments_become_cocos_panoptic_pngs(tmp_path: Path) -> None:
+    out = tmp_path / "panoptic.json"
+    predict(SCENES, "--task", "segment", "--out", out)
+    document = json.loads(out.read_text())
+    maps = {row["file"]: row["segment_map"] for row in rows_of(tmp_path / "panoptic.jsonl")}
+    names = {image["id"]: image["file_name"] for image in document["images"]}
+    categories = {category["id"]: category for category in document["categories"]}
+    assert {category["isthing"] for category in categories.values()} == {0, 1}
+    for annotation in document["annotations"]:
+        with Image.open(tmp_path / "panoptic" / annotation["file_name"]) as png:
+            pixels = np.asarray(png).astype(int) @ (1, 256, 65536)
+        assert np.array_equal(pixels, read_id_map(maps[names[annotation["image_id"]]]))
+        for segment in annotation["segments_info"]:
+            assert (pixels == segment["id"]).sum() == segment["area"]
+            assert segment["category_id"] in categories
+    assert len(document["annotations"]) == len(NAMES)
+
+
+def test_instances_become_run_lengths_in_coco(tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+
+    out = tmp_path / "instances.json"
+    predict(
+        *(SCENES / "star.jpg", "--task", "segment", "--out", out),
+        *("--option", "mode=instance", "--option", "segment_map=false"),
+    )
+    data = COCO(str(out))
+    annotations = data.loadAnns(data.getAnnIds())
+    assert len(annotations) >= 1
+    for annotation in annotations:
+        assert data.annToMask(annotation).sum() == annotation["area"]
+
+
+def test_parquet_has_a_row_for_each_finding_and_for_pictures_without(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    shutil.copy(SCENES / "star.jpg", folder)
+    grey = io.BytesIO()
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(grey, "PNG")
+    (folder / "grey.png").write_bytes(grey.getvalue())
+    out = tmp_path / "out.parquet"
+    predict(folder, "--task", "detect", "--out", out, "--option", "threshold=0.5")
+    table = parquet.read_table(out).to_pylist()
+    answers = {row["file"]: row for row in rows_of(tmp_path / "out.jsonl")}
+    assert answers["grey.png"]["predictions"] == []
+    assert [row["label"] for row in table if row["file"] == "grey.png"] == [None]
+    found = [row for row in table if row["file"] == "star.jpg"]
+    assert len(found) >= 1
+    assert [row["xmin"] for row in found] == [
+        one["box"]["xmin"] for one in answers["star.jpg"]["predictions"]
+    ]
+
+
+def test_ids_of_numbered_pictures_are_their_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / "val2017"
+    folder.mkdir()
+    for name in ("000000000139.jpg", "000000000285.jpg"):
+        shutil.copy(SCENES / "star.jpg", folder / name)
+    predict(folder, "--task", "detect", "--out", tmp_path / "val.json")
+    document = json.loads((tmp_path / "val.json").read_text())
+    assert [image["id"] for image in document["images"]] == [139, 285]
+    assert {row["image_id"] for row in document["annotations"]} == {139, 285}
+
+
+def test_folders_are_searched_to_their_depth(tmp_path: Path) -> None:
+    for name in ("b/x.JPG", "a/deep/y.png", "z.webp", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    names = [one.name for one in find_sources(str(tmp_path))]
+    assert names == ["a/deep/y.png", "b/x.JPG", "z.webp"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("", "holds no picture"), ("a.jpg\na.jpg\n", "lists a picture twice"), (None, "cannot read")],
+)
+def test_a_list_of_nothing_is_refused(tmp_path: Path, text: str | None, sentence: str) -> None:
+    listed = tmp_path / "list.txt"
+    if text is not None:
+        listed.write_text(text)
+    with pytest.raises(BadSettings, match=sentence):
+        find_sources(str(listed))
+
+
+def test_a_journal_keeps_whole_lines_only(tmp_path: Path) -> None:
+    path, about = tmp_path / "new" / "out.jsonl", {"task": "embed"}
+    with Journal(path, about) as journal:
+        journal.add("a.jpg", {"embedding": [1.0]})
+        journal.add("b.jpg", {"error": {}})
+    path.write_bytes(path.read_bytes() + b'{"file": "c.jpg", "ta')
+    with Journal(path, about) as journal:
+        assert (journal.done, journal.refused) == ({"a.jpg", "b.jpg"}, 1)
+        journal.add("d.jpg", {"embedding": [2.0]})
+    assert [row["file"] for row in read_rows(path)] == ["a.jpg", "b.jpg", "d.jpg"]
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
