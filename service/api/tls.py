@@ -52,7 +52,9 @@ def bound_handshakes(seconds: float) -> Callable[[], asyncio.AbstractEventLoop]:
     """
 
     class Loop(uvloop.Loop):
-        async def create_server(self, *args: Any, **options: Any) -> asyncio.AbstractServer:
+        async def create_server(  # type: ignore[override]
+            self, *args: Any, **options: Any
+        ) -> asyncio.AbstractServer:
             if options.get("ssl") is not None:
                 options["ssl_handshake_timeout"] = seconds
             return await super().create_server(*args, **options)
