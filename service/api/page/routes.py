@@ -28,7 +28,7 @@ router = APIRouter(include_in_schema=False)
 
 def open_paths() -> frozenset[str]:
     """What a browser loads before anybody could show a key."""
-    return frozenset(("/", *(f"/page/{name}" for name in _files())))
+    return frozenset(("/", "/page/samples", *(f"/page/{name}" for name in _files())))
 
 
 @router.head("/")
