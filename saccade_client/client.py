@@ -27,6 +27,7 @@ from saccade_client.results import (
 )
 
 TIMEOUT_S = 30.0
+MOST_AT_ONCE = 64
 
 
 class _Connection(TypedDict):
@@ -135,8 +136,9 @@ class Client:
 class AsyncClient:
     """As ``Client``, to be awaited; ``async with`` closes it.
 
-    As many requests run at once as are awaited at once: ``asyncio.gather`` over a hundred pictures
-    sends them all.
+    As many pictures are under way as are awaited at once, up to ``MOST_AT_ONCE``. Others wait for
+    their turn, and only then are read and have their time begin: ``asyncio.gather`` over thousands
+    is fine.
     """
 
     def __init__(
@@ -148,6 +150,7 @@ class AsyncClient:
     ) -> None:
         self.timeout_s = timeout_s
         self._http = httpx.AsyncClient(**_connection(url, api_key), transport=transport)
+        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def classify(
         self, picture: Picture, **options: Unpack[ClassifyOptions]
@@ -178,9 +181,11 @@ class AsyncClient:
             SaccadeError: there is none.
         """
         parameters = dict(options)
-        patience = Patience(parameters.pop("timeout_s", self.timeout_s))
-        asked = await asyncio.to_thread(question, task, picture, parameters)
-        return await self._send(asked, patience)
+        timeout_s = parameters.pop("timeout_s", self.timeout_s)
+        async with self._turns:
+            patience = Patience(timeout_s)
+            asked = await asyncio.to_thread(question, task, picture, parameters)
+            return await self._send(asked, patience)
 
     async def models(self) -> list[dict[str, Any]]:
         """What is served: names, tasks, precision, what runs it."""
@@ -239,8 +244,7 @@ def _connection(url: str, api_key: str | None) -> _Connection:
     return {
         "base_url": url,
         "headers": headers | ({} if api_key is None else {"authorization": f"Bearer {api_key}"}),
-        # Whoever gathers a thousand pictures has them wait for a connection here, in no queue.
-        "limits": httpx.Limits(max_connections=64, max_keepalive_connections=64),
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=MOST_AT_ONCE),
     }
 
 

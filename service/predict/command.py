@@ -110,6 +110,18 @@ def parse_parameters(lines: list[str]) -> dict[str, str]:
     return parameters
 
 
+def read_key(path: Path) -> str:
+    """The key that a file holds.
+
+    Raises:
+        BadSettings: it holds none, or several lines.
+    """
+    lines = path.read_text().split()
+    if len(lines) != 1:
+        raise BadSettings(f"--api-key-file {path} must hold one key and nothing else")
+    return lines[0]
+
+
 async def _run(plan: Plan, sources: list[Source], journal: Journal, console: Console) -> None:
     if not sources:
         return

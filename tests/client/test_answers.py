@@ -203,7 +203,7 @@ def test_nothing_found_is_converted_and_drawn_too(client: Client, star: Path) ->
     assert len(nothing) == 0
     assert nothing.to_coco() == []
     assert len(nothing.to_supervision()) == 0
-    assert np.array_equal(nothing.draw(), _pixels(star))
+    assert np.array_equal(np.asarray(nothing.draw()), _pixels(star))
     assert len(client.segment(star, mode="panoptic", threshold=1.0).to_supervision()) == 0
 
 

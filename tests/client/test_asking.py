@@ -167,6 +167,25 @@ def test_the_asynchronous_client_does_the_same() -> None:
     assert seen[1].url.query == b""
 
 
+def test_a_thousand_pictures_take_turns() -> None:
+    under_way = most = 0
+
+    async def reply(request: httpx.Request) -> httpx.Response:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001)
+        under_way -= 1
+        return httpx.Response(200, json=ANSWER)
+
+    async def ask_all() -> list[Any]:
+        async with AsyncClient("http://host", transport=httpx.MockTransport(reply)) as client:
+            return await asyncio.gather(*(client.classify(b"picture") for _ in range(1000)))
+
+    assert len(asyncio.run(ask_all())) == 1000
+    assert 1 < most <= 64
+
+
 def test_an_address_without_a_scheme_is_refused_with_a_sentence() -> None:
     with pytest.raises(SaccadeError, match="looks like http://host:8000"):
         Client("localhost:8000")

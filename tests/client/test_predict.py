@@ -270,6 +270,20 @@ def test_ids_of_numbered_pictures_are_their_numbers(tmp_path: Path) -> None:
     assert {row["image_id"] for row in document["annotations"]} == {139, 285}
 
 
+def test_the_key_of_a_server_comes_out_of_a_file(start_server: Any, tmp_path: Path) -> None:
+    keys, key = tmp_path / "keys", tmp_path / "key"
+    keys.write_text("tester:a-key-of-the-test\n")
+    key.write_text("a-key-of-the-test\n")
+    server = start_server("--api-keys-file", str(keys))
+    arguments = (SCENES, "--task", "classify", "--out", tmp_path / "out.jsonl", "--url", server.url)
+    with pytest.raises(StartError, match="401 unauthorized"):
+        predict(*arguments)
+    with pytest.raises(BadSettings, match="must hold one key"):
+        predict(*arguments, "--api-key-file", SCENES / "scenes.json")
+    predict(*arguments, "--api-key-file", key)
+    assert len(rows_of(tmp_path / "out.jsonl")) == len(NAMES)
+
+
 def test_folders_are_searched_to_their_depth(tmp_path: Path) -> None:
     for name in ("b/x.JPG", "a/deep/y.png", "z.webp", "notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
