@@ -6,12 +6,12 @@ import asyncio
 import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -29,6 +29,11 @@ app = typer.Typer(
 )
 models = typer.Typer(help="Look into a model repository.", no_args_is_help=True)
 app.add_typer(models, name="models")
+
+
+def _examples(*lines: str) -> str:
+    """What a command's ``--help`` ends with; an empty line keeps lines apart."""
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
 
 
 def main() -> None:
@@ -71,6 +76,15 @@ def serve(**flags: str | None) -> None:
     sys.exit(asyncio.run(supervisor.run(listeners, announce)))
 
 
+def _completion(allowed: tuple[object, ...]) -> Callable[[str], list[str]] | None:
+    """What completes a value in the shell; None where it is not one of a few."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [str(value) for value in allowed if str(value).startswith(incomplete)]
+
+    return complete if allowed else None
+
+
 def _flags() -> list[inspect.Parameter]:
     """One optional flag for every field of Settings but secrets, so that the two cannot differ."""
     parameters = []
@@ -81,7 +95,12 @@ def _flags() -> list[inspect.Parameter]:
             "demo" if name == "repository" else "none" if field.default == "" else field.default
         )
         text = f"{field.description} [{PREFIX}{name.upper()}; default: {default}]"
-        option = typer.Option("--" + name.replace("_", "-"), help=text, show_default=False)
+        option = typer.Option(
+            "--" + name.replace("_", "-"),
+            help=text,
+            show_default=False,
+            autocompletion=_completion(get_args(field.annotation)),
+        )
         parameters.append(
             inspect.Parameter(
                 name,
@@ -95,41 +114,79 @@ def _flags() -> list[inspect.Parameter]:
 
 serve.__signature__ = inspect.Signature(_flags())  # type: ignore[attr-defined]
 serve.__annotations__ = {flag.name: flag.annotation for flag in _flags()}
-app.command()(serve)
+app.command(
+    epilog=_examples(
+        "saccade serve",
+        "saccade serve --repository models-repository --port 8080",
+        "saccade serve --host 0.0.0.0 --api-keys-file keys --metrics-access open",
+        "SACCADE_PORT=8080 saccade serve",
+    )
+)(serve)
 
 Repository = Annotated[Path, typer.Argument(help="Folder of <model>/<version>/manifest.json")]
 
 
-@models.command("list")
-def list_models(repository: Repository = DEMO_REPOSITORY) -> None:
-    """The newest version of every model in a repository."""
+@models.command(
+    "list",
+    epilog=_examples("saccade models list models-repository", "saccade models list --json"),
+)
+def list_models(
+    repository: Repository = DEMO_REPOSITORY,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
+) -> None:
+    """The newest version of every model: its size, what it was proven in, and how exact that is."""
     from rich.console import Console
-    from rich.table import Column, Table
 
     from service.bundle import load_repository
+    from service.catalogue import list_bundle, tabulate
 
-    names = ("model", "version", "family", "tasks", "canvas", "parameters", "MACs", "proven")
-    table = Table(*(Column(name, overflow="fold") for name in names))
-    for bundle in load_repository(repository):
-        m = bundle.manifest
-        proven = {f"{p.runtime} {p.precision}": None for p in m.parity}
-        canvases = ", ".join(map(str, m.canvases))
-        sizes = f"{m.parameters / 1e6:.1f} M", f"{m.macs / 1e9:.2f} G"
-        tasks = ", ".join(m.tasks)
-        table.add_row(m.name, m.version, m.family, tasks, canvases, *sizes, ", ".join(proven))
-    Console().print(table)
+    listed = [list_bundle(bundle) for bundle in load_repository(repository)]
+    if as_json:
+        sys.stdout.write(json.dumps([each.model_dump() for each in listed], indent=2) + "\n")
+    else:
+        Console(highlight=False).print(tabulate(listed))
 
 
-@models.command("show")
+def _complete_model(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of models in the repository that stands before them on the line."""
+    from service.bundle import load_repository
+
+    try:
+        bundles = load_repository(Path(context.params.get("repository") or DEMO_REPOSITORY))
+    except BadBundle:
+        return []
+    names = (bundle.manifest.name for bundle in bundles)
+    return [name for name in names if name.startswith(incomplete)]
+
+
+@models.command(
+    "show",
+    epilog=_examples(
+        "saccade models show models-repository vit-base-patch16-224",
+        "saccade models show models-repository vit-base-patch16-224 --json",
+    ),
+)
 def show_model(
     repository: Repository = DEMO_REPOSITORY,
-    name: Annotated[str | None, typer.Argument(help="Needed where there are several")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Needed where there are several", autocompletion=_complete_model),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest as it is")] = False,
 ) -> None:
-    """A model's manifest as JSON."""
-    sys.stdout.write(_find(repository, name).manifest.model_dump_json(indent=2) + "\n")
+    """One model: sizes, labels, source, and its measured error in each runtime and precision."""
+    bundle = _find(repository, name)
+    if as_json:
+        sys.stdout.write(bundle.manifest.model_dump_json(indent=2) + "\n")
+        return
+    from rich.console import Console
+
+    from service.catalogue import describe
+
+    Console(highlight=False).print(describe(bundle))
 
 
-@models.command("verify")
+@models.command("verify", epilog=_examples("saccade models verify models-repository"))
 def verify_models(repository: Repository = DEMO_REPOSITORY) -> None:
     """Check size and digest of every file; exit code 1 if any bundle is damaged."""
     from rich.console import Console
@@ -160,18 +217,28 @@ def export_model(context: typer.Context) -> None:
     with _export_side("export"):
         from export.cli import export
     command = typer.Typer(pretty_exceptions_enable=False)
-    command.command()(export)
+    examples = _examples(
+        "saccade export google/vit-base-patch16-224 --out models-repository",
+        "saccade export checkpoints/detr --out models-repository --name detr --task detect",
+    )
+    command.command(epilog=examples)(export)
     command(args=context.args, prog_name="saccade export")
 
 
-@app.command("bench")
+@app.command(
+    "bench",
+    epilog=_examples(
+        "saccade bench http://127.0.0.1:8000 --images photos",
+        "saccade bench http://127.0.0.1:8000 --images photos --task detect --rate 50,100",
+    ),
+)
 def bench_server(
     url: Annotated[str, typer.Argument(help="Address of a running server: http://host:port")],
     images: Annotated[Path, typer.Option(help="Folder of JPEG, PNG or WebP files to send")],
     task: Annotated[str, typer.Option(help="Route under /v1")] = "classify",
     model: Annotated[str | None, typer.Option(help="Model to ask")] = None,
     concurrency: Annotated[
-        str | None, typer.Option(help="Closed loops: requests at a time [default: 1,8,32]")
+        str | None, typer.Option(help="Closed loops: requests at a time \\[default: 1,8,32]")
     ] = None,
     rate: Annotated[
         str | None, typer.Option(help="Open loops: requests a second, like 50,100")
@@ -209,7 +276,14 @@ class PictureTask(StrEnum):
     EMBED = "embed"
 
 
-@app.command("predict")
+@app.command(
+    "predict",
+    epilog=_examples(
+        "saccade predict photos --task detect --out results.jsonl",
+        "saccade predict photos --task segment --out coco.json --option mode=panoptic",
+        "saccade predict list.txt --task embed --out table.parquet --url http://127.0.0.1:8000",
+    ),
+)
 def predict_pictures(
     source: Annotated[
         str,
@@ -224,7 +298,7 @@ def predict_pictures(
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="Model to ask [default: the first that does the task]")
+        str | None, typer.Option(help="Model to ask \\[default: the first that does the task]")
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="A parameter, like threshold=0.3; repeatable")
@@ -236,7 +310,7 @@ def predict_pictures(
         Path | None, typer.Option(exists=True, dir_okay=False, help="File of the server's API key")
     ] = None,
     repository: Annotated[
-        Path | None, typer.Option(help="Without --url: model repository [default: demo]")
+        Path | None, typer.Option(help="Without --url: model repository \\[default: demo]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="As for saccade serve")] = None,
     precision: Annotated[str | None, typer.Option(help="As for saccade serve")] = None,
@@ -254,7 +328,7 @@ def predict_pictures(
     the pictures; every other format is made of such a file, which is kept beside it.
     """
     try:
-        from service.predict.command import Plan, parse_parameters, predict
+        from service.predict.command import Plan, parse_parameters, predict, read_key
     except ModuleNotFoundError as error:
         raise StartError(
             f"'saccade predict' needs the package {error.name!r}; "
@@ -272,7 +346,7 @@ def predict_pictures(
         out=out,
         settings=load_settings(flags),
         url=url,
-        api_key=api_key_file.read_text().strip() if api_key_file else None,
+        api_key=read_key(api_key_file) if api_key_file else None,
         parameters=parse_parameters(option or []) | ({"model": model} if model else {}),
         concurrency=concurrency,
         overwrite=overwrite,
@@ -287,7 +361,10 @@ class Pixels(StrEnum):
     FAST = "fast"
 
 
-@models.command("pixels")
+@models.command(
+    "pixels",
+    epilog=_examples("saccade models pixels models-repository detr fast --images photos"),
+)
 def choose_pixels(
     repository: Annotated[Path, typer.Argument(help="Folder of <model>/<version>/manifest.json")],
     name: Annotated[str, typer.Argument(help="A model in it; its newest version is changed")],
@@ -323,7 +400,10 @@ def choose_pixels(
     Console(soft_wrap=True, highlight=False).print(f"{name}: {line}", markup=False)
 
 
-@models.command("quantize")
+@models.command(
+    "quantize",
+    epilog=_examples("saccade models quantize models-repository detr --images photos"),
+)
 def quantize_model(
     repository: Annotated[Path, typer.Argument(help="Folder of <model>/<version>/manifest.json")],
     name: Annotated[str, typer.Argument(help="A model in it; its newest version is changed")],
@@ -347,10 +427,16 @@ def quantize_model(
     quantize(bundle, images)
 
 
-@app.command("tune")
+@app.command(
+    "tune",
+    epilog=_examples(
+        "saccade tune --repository models-repository",
+        "saccade tune --repository models-repository --model detr --out tuning.json",
+    ),
+)
 def tune_machine(
     repository: Annotated[
-        Path, typer.Option(help="Model repository [default: demo]", show_default=False)
+        Path, typer.Option(help="Model repository \\[default: demo]", show_default=False)
     ] = DEMO_REPOSITORY,
     model: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable")] = None,
     seconds: Annotated[
@@ -368,10 +454,17 @@ def tune_machine(
     tune(repository, model or [], seconds, out, {"runtime": runtime, "precision": precision})
 
 
-@app.command("doctor")
+@app.command(
+    "doctor",
+    epilog=_examples(
+        "saccade doctor --repository models-repository",
+        "saccade doctor --precision int8",
+        "saccade doctor --json > doctor.json",
+    ),
+)
 def examine_machine(
     repository: Annotated[
-        Path | None, typer.Option(help="Model repository [default: demo]", show_default=False)
+        Path | None, typer.Option(help="Model repository \\[default: demo]", show_default=False)
     ] = None,
     device: Annotated[str | None, typer.Option(help="As for saccade serve")] = None,
     runtime: Annotated[str | None, typer.Option(help="As for saccade serve")] = None,
@@ -391,7 +484,7 @@ def examine_machine(
     doctor(load_settings(wishes | places), as_json)
 
 
-@models.command("schema")
+@models.command("schema", epilog=_examples("saccade models schema > manifest.schema.json"))
 def show_schema() -> None:
     """The JSON Schema of a bundle's manifest."""
     from service.bundle import Manifest
