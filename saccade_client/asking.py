@@ -15,6 +15,7 @@ from saccade_client.pictures import Picture, bytes_of, url_of
 RETRIED = frozenset({429, 502, 503})
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 8.0  # where the server names none
+NOBODY_S = 5.0  # for a server that is started again; who mistyped an address should not wait long
 MOST_TIMEOUT_MS = 3_600_000  # that a server accepts
 
 
@@ -58,6 +59,7 @@ class Patience:
         self._clock = clock
         self._chance = chance
         self._until_s = clock() + timeout_s
+        self._nobody_until_s = clock() + min(timeout_s, NOBODY_S)
         self._pauses = 0
 
     def left(self) -> dict[str, Any]:
@@ -93,7 +95,10 @@ class Patience:
     def _after_failure(self, error: httpx.TransportError) -> float:
         if isinstance(error, httpx.TimeoutException):
             raise self._too_late() from error
-        retriable = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
+        if isinstance(error, httpx.ConnectError):
+            retriable = self._clock() < self._nobody_until_s
+        else:
+            retriable = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
         pause_s = self._pause_s(None) if retriable else None
         if pause_s is None:
             raise Unreachable(f"no answer from the server: {error or type(error).__name__}")

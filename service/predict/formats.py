@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +15,8 @@ Row = dict[str, Any]
 Labels = list[dict[str, Any]]
 Write = Callable[[Path, Path, Labels], None]
 """Turns a journal into the file ``out``, given the labels of the models that answered."""
+
+CHUNK_ROWS = 10_000
 
 _SPREAD = {"classify": "predictions", "detect": "predictions", "segment": "segments"}
 _DROPPED = ("segment_map", "image", "parameters", "mask", *_SPREAD.values())
@@ -51,16 +54,27 @@ def write_coco(journal: Path, out: Path, labels: Labels) -> None:
     Segments that have a map become COCO's panoptic format: their maps are written as PNG into the
     folder beside ``out`` that is named like it.
     """
-    rows = [row for row in read_rows(journal) if REFUSED not in row]
-    numbered = list(zip(_image_ids(rows), rows, strict=True))
-    panoptic = [row for row in rows if "segment_map" in row]
-    if panoptic and len(panoptic) == len(rows):
-        annotations = [_panoptic(number, row, out.with_suffix("")) for number, row in numbered]
+    images, have_maps = [], []
+    for row in _answered(journal):  # which may hold more maps than fit into memory
+        images.append({"file_name": row["file"], **row["image"]})
+        have_maps.append("segment_map" in row)
+    files = [image["file_name"] for image in images]
+    numbers = _image_ids(files)
+    numbered = zip(numbers, _answered(journal), strict=True)
+    if have_maps and all(have_maps):
+        names, folder = _png_names(files, numbers), out.with_suffix("")
+        annotations = [
+            _panoptic(number, row, folder, name)
+            for (number, row), name in zip(numbered, names, strict=True)
+        ]
     else:
         found = (one for number, row in numbered for one in _annotations(number, row))
         annotations = [row | {"id": number} for number, row in enumerate(found, 1)]
-    images = [{"id": number, "file_name": row["file"], **row["image"]} for number, row in numbered]
-    document = {"images": images, "annotations": annotations, "categories": _categories(labels)}
+    document = {
+        "images": [{"id": number} | image for number, image in zip(numbers, images, strict=True)],
+        "annotations": annotations,
+        "categories": _categories(labels),
+    }
     _replace(out, lambda part: part.write_text(json.dumps(document)))
 
 
@@ -69,17 +83,24 @@ def write_parquet(journal: Path, out: Path, labels: Labels) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    rows = [flat for row in read_rows(journal) for flat in _flat(row)]
-    names = dict.fromkeys(name for row in rows for name in row)
-    table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+    rows = (flat for row in read_rows(journal) for flat in _flat(row))
+    tables = []
+    while chunk := list(islice(rows, CHUNK_ROWS)):  # a table is far smaller than its rows
+        names = dict.fromkeys(name for row in chunk for name in row)
+        tables.append(pyarrow.table({name: [row.get(name) for row in chunk] for name in names}))
+    table = pyarrow.concat_tables(tables, promote_options="permissive")
     _replace(out, lambda part: parquet.write_table(table, part))
 
 
-def _image_ids(rows: list[Row]) -> list[int]:
+def _answered(journal: Path) -> Iterator[Row]:
+    return (row for row in read_rows(journal) if REFUSED not in row)
+
+
+def _image_ids(files: list[str]) -> list[int]:
     """Numbers that file names are, as those of COCO's own pictures; else 1, 2, 3."""
-    stems = [PurePosixPath(row["file"]).stem for row in rows]
+    stems = [PurePosixPath(file).stem for file in files]
     numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
-    return numbers if len(set(numbers)) == len(rows) else list(range(1, len(rows) + 1))
+    return numbers if len(set(numbers)) == len(files) else list(range(1, len(files) + 1))
 
 
 def _categories(labels: Labels) -> list[Row]:
@@ -99,11 +120,25 @@ def _annotations(number: int, row: Row) -> Iterable[Row]:
         yield annotation | {"area": area, "iscrowd": 0}
 
 
-def _panoptic(number: int, row: Row, folder: Path) -> Row:
-    png = folder / PurePosixPath(row["file"]).with_suffix(".png")
-    png.parent.mkdir(parents=True, exist_ok=True)
-    png.write_bytes(base64.b64decode(row["segment_map"]))
-    return Segmentation.of(row).to_coco_panoptic(number, png.relative_to(folder).as_posix())
+def _png_names(files: list[str], numbers: list[int]) -> list[str]:
+    """Each picture's own, ending in .png; its number where two would share one, or one would lie
+    outside the folder.
+    """
+    names = [PurePosixPath(file).with_suffix(".png") for file in files]
+    outside = any(name.is_absolute() or ".." in name.parts for name in names)
+    if outside or len(set(names)) < len(names):
+        return [f"{number:012}.png" for number in numbers]
+    return [name.as_posix() for name in names]
+
+
+def _panoptic(number: int, row: Row, folder: Path, name: str) -> Row:
+    png = folder / name
+    try:
+        png.parent.mkdir(parents=True, exist_ok=True)
+        png.write_bytes(base64.b64decode(row["segment_map"]))
+    except OSError as error:
+        raise StartError(f"cannot write {png}: {error.strerror}") from None
+    return Segmentation.of(row).to_coco_panoptic(number, name)
 
 
 def _flat(row: Row) -> Iterable[Row]:

@@ -135,6 +135,16 @@ def test_broken_connections_are_tried_again_and_timeouts_are_not() -> None:
         patience(0.01, Clock()).judge(httpx.ConnectError("refused"))
 
 
+def test_nobody_at_an_address_is_waited_for_only_so_long() -> None:
+    clock = Clock()
+    tried = patience(600, clock)
+    assert tried.judge(httpx.ConnectError("refused")) == 0.05
+    clock.now_s += 5
+    assert tried.judge(httpx.ReadError("reset")) == 0.1
+    with pytest.raises(Unreachable, match="no answer from the server: refused"):
+        tried.judge(httpx.ConnectError("refused"))
+
+
 def test_what_answers_without_json_is_no_saccade_server() -> None:
     page = httpx.Response(200, html="<p>Hello", request=httpx.Request("GET", "http://elsewhere"))
     with pytest.raises(Unreachable, match="http://elsewhere is no Saccade server"):

@@ -222,6 +222,35 @@ def test_segments_become_cocos_panoptic_pngs(tmp_path: Path) -> None:
     assert len(document["annotations"]) == len(NAMES)
 
 
+def test_pngs_stay_in_their_folder_whatever_a_list_names(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(SCENES / "star.jpg", elsewhere)
+    (tmp_path / "list").mkdir()
+    listed = tmp_path / "list" / "list.txt"
+    listed.write_text(f"../elsewhere/star.jpg\n{SCENES / 'ring.jpg'}\n")
+    out = tmp_path / "here" / "panoptic.json"
+    predict(listed, "--task", "segment", "--out", out)
+    pngs = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    assert pngs == ["here/panoptic/000000000001.png", "here/panoptic/000000000002.png"]
+    assert not (SCENES / "ring.png").exists()
+
+
+def test_pictures_that_differ_in_their_suffix_alone_have_a_png_each(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    shutil.copy(SCENES / "star.jpg", folder / "same.jpg")
+    with Image.open(SCENES / "ring.jpg") as ring:
+        ring.save(folder / "same.png")
+    predict(folder, "--task", "segment", "--out", tmp_path / "out.json")
+    document = json.loads((tmp_path / "out.json").read_text())
+    names = [annotation["file_name"] for annotation in document["annotations"]]
+    assert names == ["000000000001.png", "000000000002.png"]
+    for image, name in zip(document["images"], names, strict=True):
+        with Image.open(tmp_path / "out" / name) as png:
+            assert png.size == (image["width"], image["height"])
+
+
 def test_instances_become_run_lengths_in_coco(tmp_path: Path) -> None:
     from pycocotools.coco import COCO
 
@@ -237,9 +266,13 @@ def test_instances_become_run_lengths_in_coco(tmp_path: Path) -> None:
         assert data.annToMask(annotation).sum() == annotation["area"]
 
 
-def test_parquet_has_a_row_for_each_finding_and_for_pictures_without(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk_rows", [1, 10_000])
+def test_parquet_has_a_row_for_each_finding_and_for_pictures_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_rows: int
+) -> None:
     from pyarrow import parquet
 
+    monkeypatch.setattr("service.predict.formats.CHUNK_ROWS", chunk_rows)
     folder = tmp_path / "pictures"
     folder.mkdir()
     shutil.copy(SCENES / "star.jpg", folder)
@@ -257,6 +290,23 @@ def test_parquet_has_a_row_for_each_finding_and_for_pictures_without(tmp_path: P
     assert [row["xmin"] for row in found] == [
         one["box"]["xmin"] for one in answers["star.jpg"]["predictions"]
     ]
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.parquet"])
+def test_refused_pictures_keep_no_others_from_being_converted(tmp_path: Path, name: str) -> None:
+    from pyarrow import parquet
+
+    (tmp_path / "list.txt").write_text(f"missing.jpg\n{SCENES / 'star.jpg'}\n")
+    with pytest.raises(StartError, match="1 of them could not be answered"):
+        predict(tmp_path / "list.txt", "--task", "detect", "--out", tmp_path / name)
+    if name == "out.json":
+        document = json.loads((tmp_path / name).read_text())
+        assert [image["file_name"] for image in document["images"]] == [str(SCENES / "star.jpg")]
+        assert {row["image_id"] for row in document["annotations"]} == {1}
+    else:
+        table = parquet.read_table(tmp_path / name).to_pylist()
+        assert "No such file" in table[0]["error"]
+        assert (table[1]["error"], table[1]["label"]) == (None, "star")
 
 
 def test_ids_of_numbered_pictures_are_their_numbers(tmp_path: Path) -> None:
