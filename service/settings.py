@@ -194,6 +194,12 @@ class Settings(BaseSettings):
     url_timeout_s: float = Field(
         default=5.0, gt=0, le=300, description="Seconds that fetching a picture may take"
     )
+    otlp_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://[^/?#@\s]+[^?#@\s]*)?$",
+        description="OpenTelemetry collector that is sent traces, like http://localhost:4318; "
+        "needs the extra otel",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe line that is logged"
     )

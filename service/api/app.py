@@ -25,6 +25,7 @@ from service.errors import ServiceError
 from service.lifeline import DRAIN
 from service.metrics import Metrics
 from service.settings import Settings
+from service.telemetry import Telemetry, open_telemetry
 from service.tracing import Trace, start_trace
 from service.worker.link import WorkerLink
 from service.worker.pulse import pulse_beside
@@ -54,6 +55,7 @@ def create_app(settings: Settings, endpoint: str, metrics: Metrics) -> FastAPI:
         bundles = load_repository(settings.repository)
     tasks_of = {bundle.manifest.name: bundle.manifest.tasks for bundle in bundles}
     metrics.prepare(version("saccade"), tasks_of)
+    telemetry = open_telemetry(settings.otlp_endpoint)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
@@ -69,14 +71,17 @@ def create_app(settings: Settings, endpoint: str, metrics: Metrics) -> FastAPI:
         beating.cancel()
         await link.close()
         serving.close()
+        if telemetry is not None:
+            await asyncio.to_thread(telemetry.close)
 
-    return assemble(settings, metrics, lifespan)
+    return assemble(settings, metrics, lifespan, telemetry)
 
 
 def assemble(
     settings: Settings,
     metrics: Metrics,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[State]],
+    telemetry: Telemetry | None = None,
 ) -> FastAPI:
     """Routes and middleware around whatever ``lifespan`` provides."""
     rules = access_rules(settings)
@@ -88,7 +93,7 @@ def assemble(
         version=version("saccade"),
         lifespan=lifespan,
         middleware=[
-            Middleware(RequestContext, metrics=metrics),
+            Middleware(RequestContext, metrics=metrics, telemetry=telemetry),
             *cross_origin(settings),  # before access: browsers ask for leave without a key
             Middleware(Access, **rules),
             Middleware(
@@ -109,11 +114,14 @@ def assemble(
 
 
 class RequestContext:
-    """ASGI middleware: gives each request its trace, and tells log and metrics how it ended."""
+    """ASGI middleware: gives each request its trace, and tells log, metrics and, where there is
+    one, the collector of traces how it ended.
+    """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, telemetry: Telemetry | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with ``state.trace`` set; the response carries its request id."""
@@ -152,6 +160,8 @@ class RequestContext:
             model = trace.model or "none"
             self._metrics.requests.labels(model, trace.task, str(status)).inc()
             self._metrics.request_seconds.labels(model, trace.task).observe(seconds)
+            if self._telemetry is not None:
+                self._telemetry.tell(trace, scope["method"], scope["path"], status)
         level = logging.INFO if trace.task is not None else logging.DEBUG
         if not _access.isEnabledFor(level):
             return

@@ -246,9 +246,12 @@ class Serving:
         except asyncio.CancelledError:
             self.metrics.cancellations.labels("decode").inc()
             raise
-        self._measure(manifest, trace, "wait", picture.started_s - asked_s)
-        self._measure(manifest, trace, "decode", picture.decode_s)
-        self._measure(manifest, trace, "preprocess", picture.preprocess_s)
+        ago_s = time.monotonic() - picture.started_s
+        self._measure(manifest, trace, "wait", picture.started_s - asked_s, ago_s)
+        ago_s -= picture.decode_s
+        self._measure(manifest, trace, "decode", picture.decode_s, ago_s)
+        ago_s -= picture.preprocess_s
+        self._measure(manifest, trace, "preprocess", picture.preprocess_s, ago_s)
         canvas, valid = picture.placement.canvas, picture.placement.valid
         used = valid.height * valid.width / (canvas.height * canvas.width)
         self.metrics.padding.labels(manifest.name).observe(1 - used)
@@ -299,7 +302,7 @@ class Serving:
             if not self.link.state.ready:  # else the worker counts it, by where it was
                 self.metrics.cancellations.labels("queue").inc()
             raise
-        trace.record("queue", result.queue_s)
+        trace.record("queue", result.queue_s, result.infer_s)
         trace.record("infer", result.infer_s)
         trace.batch_sizes.append(result.batch_size)
         return result
@@ -336,7 +339,7 @@ class Serving:
             self.metrics.cancellations.labels(stage).inc()
             raise
         # The trace tells the waits of one picture apart, the metrics do not.
-        trace.record(f"{stage}-wait", started_s - asked_s)
+        trace.record(f"{stage}-wait", started_s - asked_s, time.monotonic() - started_s)
         self.metrics.stage_seconds.labels(manifest.name, "wait").observe(started_s - asked_s)
         self._measure(manifest, trace, stage, spent_s)
         return made
@@ -348,8 +351,10 @@ class Serving:
             raise _late()
         return self._decoders.prepare(data, manifest, keep_upright)
 
-    def _measure(self, manifest: Manifest, trace: Trace, stage: str, seconds: float) -> None:
-        trace.record(stage, seconds)
+    def _measure(
+        self, manifest: Manifest, trace: Trace, stage: str, seconds: float, ago_s: float = 0.0
+    ) -> None:
+        trace.record(stage, seconds, ago_s)
         self.metrics.stage_seconds.labels(manifest.name, stage).observe(seconds)
 
 
