@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -33,7 +33,11 @@ def doctor(settings: Settings, as_json: bool) -> None:
 
 def render(found: Examination) -> Group:
     """Everything as tables, what to mend at the end."""
-    parts = [_titled("Machine"), _facts(_machine(found.machine)), _titled("Server")]
+    parts: list[RenderableType] = [
+        _titled("Machine"),
+        _facts(_machine(found.machine)),
+        _titled("Server"),
+    ]
     parts += [_facts(_server(found)), _titled("Models")]
     parts.append(_models(found.models, found.tuning.state))
     parts += [_titled("To mend"), _troubles(found)]

@@ -28,7 +28,7 @@ ELSEWHERE = {"export"}
 
 def commands(group: Any = None, path: str = "saccade") -> dict[str, Any]:
     group = group or typer.main.get_command(app)
-    found = {}
+    found: dict[str, Any] = {}
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             found |= commands(command, f"{path} {name}")
