@@ -3,10 +3,13 @@
 import base64
 import hashlib
 import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
 
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -19,6 +22,7 @@ _ALONE = (_POLICY, b"default-src 'none'; frame-ancestors 'none'")
 """For answers that need nothing besides themselves: JSON and pictures."""
 
 _PREFLIGHT_S = 600
+_SWAGGER_SCRIPT, _SWAGGER_STYLE = "swagger-ui-bundle.js", "swagger-ui.css"
 
 router = APIRouter()
 
@@ -54,10 +58,22 @@ def cross_origin(settings: Settings) -> list[Middleware]:
 
 @router.get("/docs", include_in_schema=False)
 async def docs() -> HTMLResponse:
-    """Every route, to be tried in a browser."""
-    page = get_swagger_ui_html(openapi_url="/openapi.json", title="Saccade")
+    """Every route, to be tried in a browser; Swagger UI comes from here too, not from a CDN."""
+    page = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="Saccade",
+        swagger_js_url=f"/docs/{_SWAGGER_SCRIPT}",
+        swagger_css_url=f"/docs/{_SWAGGER_STYLE}",
+        swagger_favicon_url="/page/mark.svg",
+    )
     page.headers[_POLICY.decode()] = page_policy(bytes(page.body).decode())
     return page
+
+
+@router.get("/docs/{name}", include_in_schema=False)
+async def docs_file(name: Literal["swagger-ui-bundle.js", "swagger-ui.css"]) -> FileResponse:
+    """Swagger UI's script or style."""
+    return FileResponse(Path(str(files("fastapi_offline"))) / "static" / name)
 
 
 def page_policy(html: str) -> str:

@@ -45,8 +45,22 @@ def test_the_documentation_runs_its_own_script_and_no_other() -> None:
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
     assert "'unsafe-inline'" not in rules["script-src"]
     assert rules["default-src"] == rules["frame-ancestors"] == rules["base-uri"] == "'none'"
-    for source in re.findall(r'(?:script src|link [^>]*href)="(https://[^/"]+)', page.text):
-        assert source in policy
+    assert "https:" not in page.text + policy
+
+
+def test_the_documentation_comes_with_what_it_loads() -> None:
+    with FakeApp().client() as client:
+        page = client.get("/docs").text
+        paths = re.findall(r'(?:src|href)="([^"]+)"', page)
+        answers = {path: client.get(path) for path in paths}
+        assert client.get("/docs/redoc.standalone.js").status_code == 422
+    assert sorted(answers) == [
+        "/docs/swagger-ui-bundle.js",
+        "/docs/swagger-ui.css",
+        "/page/mark.svg",
+    ]
+    assert {answer.status_code for answer in answers.values()} == {200}
+    assert b"SwaggerUIBundle" in answers["/docs/swagger-ui-bundle.js"].content
 
 
 def test_a_policy_names_what_a_page_loads() -> None:

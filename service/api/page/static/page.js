@@ -13,6 +13,7 @@ let picture = null;
 
 const host = {
   speak: (text) => ($("spoken").textContent = text),
+  choosePicture: () => $("file").click(),
   askForKey: () => {
     $("key-field").value = key.get();
     $("key-dialog").showModal();
@@ -70,7 +71,7 @@ async function showSamples() {
       const button = Object.assign(document.createElement("button"), { type: "button", className: "sample" });
       button.dataset.name = name;
       button.setAttribute("aria-pressed", "false");
-      button.append(Object.assign(new Image(), { src: `/page/scenes/${name}`, alt: `Sample: ${name.replace(/\.\w+$/, "")}`, loading: "lazy" }));
+      button.append(Object.assign(new Image(), { src: `/page/scenes/${name}`, alt: `Sample: ${name.replace(/\.\w+$/, "")}` }));
       button.addEventListener("click", async () => take(await (await fetch(`/page/scenes/${name}`)).blob(), name));
       return button;
     }),

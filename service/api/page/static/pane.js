@@ -1,15 +1,18 @@
 // One picture, one model, one answer: the controls around them and what a click on them asks.
 
-import { ask, getJson, Problem } from "./api.js";
+import { ask, getJson } from "./api.js";
 import * as attention from "./attention.js";
 import { colourOf, css, ramp } from "./colours.js";
 import { drawBoxes, drawHeat, drawOutline, drawPoint, label } from "./draw.js";
 import { readMasks, segmentAt, tint } from "./masks.js";
+import { showProblem } from "./problems.js";
 import { shorten, showResults, showTiming, showVector } from "./show.js";
 import { curl, python } from "./snippets.js";
+import { listenToTakers } from "./take.js";
 
 const TASKS = { detect: "Detect", segment: "Segment", classify: "Classify", attention: "Attention", embed: "Embed" };
 const INSTANCE_LEAST = 0.05; // each instance brings its own mask, so hopeless ones stay at home
+const SEMANTIC_HINT = "A semantic map has classes, not objects: choose panoptic to ask what the model looked at.";
 const TALLEST = 0.66; // of the window, so that the picture and what is said of it are seen together
 const LARGEST_SCALE = 3;
 const SAVED_PX = 1600;
@@ -60,6 +63,8 @@ export class Pane {
     this.root.classList.remove("fresh");
     this.$(".empty").hidden = true;
     this.$(".view").hidden = !picture.bitmap;
+    this.$(".unseen").hidden = Boolean(picture.bitmap);
+    this.$(".unseen").textContent = `This browser cannot show ${picture.name}.`;
     this.paint();
     return this.run();
   }
@@ -131,7 +136,8 @@ export class Pane {
       await work(signal);
     } catch (error) {
       if (signal.aborted) return;
-      this.#refused(error, again);
+      const { askForKey, choosePicture } = this.host;
+      showProblem(this.$(".problem"), error, { again, askForKey, choose: choosePicture });
     } finally {
       if (!signal.aborted) this.root.classList.remove("working");
     }
@@ -203,10 +209,14 @@ export class Pane {
     const asksPoints = (kind) => ["token", "place"].includes(kind.query);
     const kept = this.look && asksPoints(this.look.kind) ? this.look.kind.name : undefined;
     if (kinds.some(asksPoints)) return this.explain({ point: [x, y] }, kept);
-    this.$(".hint").textContent = kinds.length
-      ? "This model tells what it looked at for each object: click one."
-      : "This model's bundle has no attention maps.";
+    this.host.speak((this.$(".hint").textContent = this.#whyNot(kinds)));
     return null;
+  }
+
+  #whyNot(kinds) {
+    if (kinds.length === 0) return "This model's bundle has no attention maps.";
+    if (this.mode === "semantic") return SEMANTIC_HINT;
+    return "This model tells what it looked at for each object: click one.";
   }
 
   #draw(context, density, unit) {
@@ -335,10 +345,8 @@ export class Pane {
 
   #renderRequest() {
     const reply = this.look?.reply ?? this.reply;
-    const [task, parameters] = this.look ? this.sent : [this.task, this.asked];
     showTiming(this.$(".timing"), reply.timing, reply.tookMs);
-    this.$(".code").textContent = curl(task, parameters, this.picture.name);
-    this.python = python(task, parameters, this.picture.name);
+    this.$(".code").textContent = this.#current().curl;
     this.$(".json").textContent = shorten(reply.answer);
   }
 
@@ -348,6 +356,7 @@ export class Pane {
     const points = kinds.some((kind) => ["token", "place"].includes(kind.query));
     const objects = !this.look && this.items.some((item) => this.#questionOf(item));
     if (objects && (this.task !== "classify")) return `Click an object to see what the model looked at${points ? ", or a place beside them" : ""}.`;
+    if (this.mode === "semantic") return SEMANTIC_HINT;
     if (points) return "Click a place to see what the model relates it to.";
     if (this.task === "attention") return "This is the best object. Choose the model's other task to click the rest.";
     return "";
@@ -366,21 +375,6 @@ export class Pane {
     if (modes.length === 0 || this.mode) return;
     this.mode = modes[0];
     this.$(".mode").replaceChildren(...modes.map((mode) => new Option(mode, mode)));
-  }
-
-  #refused(error, again) {
-    if (!(error instanceof Problem)) {
-      console.error(error);
-      error = new Problem({ title: "This page failed", detail: `${error.message}. Reload it, and tell its makers if that does not help.` });
-    }
-    const box = this.$(".problem");
-    box.querySelector("h3").textContent = error.status ? `${error.title} (${error.status})` : error.title;
-    box.querySelector(".detail").textContent = sentence(error.detail);
-    box.querySelector(".fine").textContent = [error.code, error.requestId && `request ${error.requestId}`].filter(Boolean).join(" · ");
-    const button = box.querySelector(".again");
-    button.textContent = error.status === 401 || error.status === 403 ? "Enter a key" : error.retryAfterS ? `Try again in ${Math.ceil(error.retryAfterS)} s or later` : "Try again";
-    button.onclick = () => (error.status === 401 || error.status === 403 ? this.host.askForKey() : again());
-    box.hidden = false;
   }
 
   #pick(item) {
@@ -415,12 +409,14 @@ export class Pane {
     this.$(".smooth").addEventListener("change", () => this.paint());
     this.#listenToThreshold();
     this.#listenToPicture();
-    this.#listenToTakers();
+    const { speak } = this.host;
+    listenToTakers(this.root, { current: () => this.#current(), toPng: () => this.#toPng(), speak });
     new ResizeObserver(() => this.paint()).observe(this.$(".stage"));
   }
 
   #back() {
     this.look = null;
+    this.sent = [this.task, this.asked];
     this.#render();
     this.$(".view").focus({ preventScroll: true });
   }
@@ -478,36 +474,24 @@ export class Pane {
     event.preventDefault();
   }
 
-  #listenToTakers() {
-    const stem = () => `${this.picture.name.replace(/\.\w+$/, "")}-${this.look ? "attention" : this.task}`;
-    this.$(".save-json").addEventListener("click", () => {
-      save(new Blob([(this.look?.reply ?? this.reply).text], { type: "application/json" }), `${stem()}.json`);
-    });
-    this.$(".save-picture").addEventListener("click", async () => save(await this.#picturePng(), `${stem()}.png`));
-    this.$(".copy-curl").addEventListener("click", (event) => this.#copy(event.currentTarget, this.$(".code").textContent));
-    this.$(".copy-python").addEventListener("click", (event) => this.#copy(event.currentTarget, this.python));
+  /** What there is to take along. */
+  #current() {
+    const name = this.picture.name.replace(/\.\w+$/, "");
+    const [task, parameters] = this.sent;
+    return {
+      stem: `${name}-${task}`,
+      text: (this.look?.reply ?? this.reply).text,
+      curl: curl(task, parameters, this.picture.name),
+      python: python(task, parameters, this.picture.name),
+    };
   }
 
-  #picturePng() {
+  #toPng() {
     const { width, height } = this.picture.bitmap;
     const scale = Math.max(1, Math.min(LARGEST_SCALE, SAVED_PX / Math.max(width, height)));
     const canvas = new OffscreenCanvas(Math.round(width * scale), Math.round(height * scale));
     this.#draw(canvas.getContext("2d"), scale, Math.max(width, height) / 800);
     return canvas.convertToBlob({ type: "image/png" });
-  }
-
-  async #copy(button, text) {
-    const before = button.textContent;
-    try {
-      await navigator.clipboard.writeText(text);
-      button.textContent = "Copied";
-      this.host.speak("Copied");
-    } catch {
-      this.$("details").open = true;
-      button.textContent = "Copy it below"; // browsers give pages without TLS no clipboard
-      if (text === this.python) this.$(".code").textContent = text;
-    }
-    setTimeout(() => (button.textContent = before), 1600);
   }
 }
 
@@ -525,17 +509,4 @@ function keepOnly(on, value) {
 
 function clamp(value, most) {
   return Math.min(Math.max(value, 0), most - 0.01);
-}
-
-function sentence(text) {
-  const upper = text.charAt(0).toUpperCase() + text.slice(1);
-  return /[.!?]$/.test(upper) ? upper : `${upper}.`;
-}
-
-function save(blob, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
