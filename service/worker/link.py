@@ -86,7 +86,6 @@ class _Pending:
     inputs: Arrays
     answer: "asyncio.Future[Result]"
     sent: bool = False
-    running: bool = False
     strikes: int = 0
 
 
@@ -275,10 +274,6 @@ class WorkerLink:
         kind = header["type"]
         if kind == "status":
             self._hear_status(header)
-        elif kind == "started":
-            for job_id in header["ids"]:
-                if job_id in self._pending:
-                    self._pending[job_id].running = True
         elif (change := self._changes.get(header["id"])) and not change.done():
             if kind == "done":
                 change.set_result(None)
@@ -320,8 +315,7 @@ class WorkerLink:
         ran = self._pulse.running(self._name)
         for job_id, pending in self._pending.items():
             pending.sent = False
-            if pending.running or job_id in ran:
-                pending.running = False
+            if job_id in ran:
                 pending.strikes += 1
                 pending.header["alone"] = True
             if pending.strikes >= MAX_STRIKES and not pending.answer.done():

@@ -308,10 +308,6 @@ class Worker:
             jobs = self._still_wanted(jobs, started_s)
             if not jobs:
                 return
-            for peer in {job.id[0] for job in jobs}:
-                ids = [job.id[1] for job in jobs if job.id[0] == peer]
-                self._send(peer, {"type": "started", "ids": ids})
-            self._wake()
             try:
                 items = [job.inputs for job in jobs]
                 outputs = [job.outputs for job in jobs]

@@ -2,9 +2,11 @@
 
 From the API: ``infer`` (id, model, version, graph, canvas, outputs, deadline_s, alone, accepted,
 client, priority, arrays), ``cancel`` (id), ``load`` and ``unload`` (id, model, version), ``hello``.
-From the worker: ``status`` (ready, phase, models, failed, passed_s, phases), ``started`` (ids),
-``result`` (id, precision, batch_size, queue_s, infer_s, arrays), ``error`` (id, kind, message,
-facts, retry_after_s), ``done`` (id). ``outputs`` names what to send back, null is everything.
+From the worker: ``status`` (ready, phase, models, failed, passed_s, phases), ``result`` (id,
+precision, batch_size, queue_s, infer_s, arrays), ``error`` (id, kind, message, facts,
+retry_after_s), ``done`` (id). Which jobs run lies in shared memory, see ``pulse``.
+
+``outputs`` names what to send back, null is everything.
 Deadlines and other points in time are on CLOCK_MONOTONIC, which all processes of a machine share.
 """
 

@@ -49,6 +49,8 @@ class FakeWorker:
         self._socket.bind(endpoint_of(folder))
         self.peer = b""
         self.passed_s: float | None = None
+        self._pulse = pulse_beside(endpoint_of(folder))
+        self._pulse.begin()
 
     async def receive(self) -> tuple[dict[str, Any], Arrays]:
         self.peer, *frames = await self._socket.recv_multipart()
@@ -75,8 +77,13 @@ class FakeWorker:
         timing = {"batch_size": batch_size, "queue_s": 0.25, "infer_s": 0.5, "precision": "bf16"}
         await self.send(outputs, type="result", id=job_id, **timing)
 
+    def run(self, *ids: int) -> None:
+        """Have these jobs of the last peer run, until the end of this worker."""
+        self._pulse.run(1.0, [(self.peer, job_id) for job_id in ids])
+
     def die(self) -> None:
         self._context.destroy(linger=0)
+        self._pulse.close()
 
 
 class Line:
@@ -264,7 +271,7 @@ def test_a_picture_that_was_running_is_sent_to_the_successor_to_run_alone(tmp_pa
         async with connected(tmp_path) as (line, first):
             asked = line.infer(9)
             before, _ = await first.receive()
-            await first.send(type="started", ids=[before["id"]])
+            first.run(before["id"])
             second = await successor(tmp_path, line, first)
             again, arrays = await second.receive()
             assert again == before | {"alone": True, "accepted": True}
@@ -282,7 +289,7 @@ def test_a_picture_that_was_running_in_two_deaths_is_refused(tmp_path: Path) -> 
             asked = line.infer(9)
             for _ in range(2):
                 header, _ = await worker.receive()
-                await worker.send(type="started", ids=[header["id"]])
+                worker.run(header["id"])
                 worker = await successor(tmp_path, line, worker)
             with pytest.raises(Quarantined, match="died 2 times"):
                 await asked
@@ -363,7 +370,6 @@ def test_messages_that_concern_nobody_or_make_no_sense_are_survived(tmp_path: Pa
             asked = line.infer(0)
             header, _ = await worker.receive()
             await worker.answer(999, 1.0)
-            await worker.send(type="started", ids=[998, 999])
             await worker.send(type="error", id=999, kind="NotReady", message="x", facts={})
             await worker.send_bytes(b"not json")
             await worker.send_bytes(b'{"type": "result", "id": 1, "arrays": [["x", "<f4", [1]]]}')
@@ -476,7 +482,7 @@ def test_what_was_condemned_is_refused_at_once_by_every_process(tmp_path: Path) 
             asked = line.infer(9)
             for _ in range(2):
                 header, _ = await worker.receive()
-                await worker.send(type="started", ids=[header["id"]])
+                worker.run(header["id"])
                 worker = await successor(tmp_path, line, worker)
             with pytest.raises(Quarantined):
                 await asked

@@ -1,6 +1,7 @@
 """The worker process without its process: a real endpoint, and models that do what a test says."""
 
 import itertools
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from service.settings import Settings
 from service.worker import wire
 from service.worker.models import Outputs, Ran
 from service.worker.process import Worker
+from service.worker.pulse import PEER_BYTES, pulse_beside
 from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group
 
@@ -108,7 +110,10 @@ class Peer:
     """One API process, message by message."""
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> None:
+        self._name = secrets.token_bytes(PEER_BYTES)
+        self._pulse = pulse_beside(endpoint)
         self._socket = context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, self._name)
         self._socket.connect(endpoint)
         self.close = self._socket.close
 
@@ -137,6 +142,13 @@ class Peer:
             assert header["id"] not in found, "answered twice"
             found[header["id"]] = header | {name: int(y) for name, y in arrays.items()}
         return found
+
+    def wait_until_running(self, *ids: int) -> None:
+        """Come back when exactly these of our jobs run."""
+        until_s = time.monotonic() + PATIENCE_S
+        while (found := self._pulse.running(self._name)) != set(ids):
+            assert time.monotonic() < until_s, f"running are {found}"
+            time.sleep(0.001)
 
     def wait_until_heard(self) -> None:
         """Come back when the worker has dealt with all that was sent before."""
@@ -211,12 +223,11 @@ def busy(folder: Path, **settings: Any) -> Iterator[tuple[Rig, Peer]]:
         yield rig, peer
 
 
-def test_a_lone_picture_is_announced_run_and_answered(tmp_path: Path) -> None:
+def test_a_lone_picture_is_run_and_answered(tmp_path: Path) -> None:
     with running(tmp_path) as rig:
         peer = rig.peer()
         sent_s = time.monotonic()
         peer.infer(5, 41)
-        assert peer.receive("started")[0] == {"type": "started", "ids": [5]}
         header, arrays = peer.receive("result", "error")
         assert arrays["y"] == 42
         assert (header["id"], header["batch_size"], header["precision"]) == (5, 1, "fp32")
@@ -225,10 +236,12 @@ def test_a_lone_picture_is_announced_run_and_answered(tmp_path: Path) -> None:
         assert 0 <= header["infer_s"] <= elapsed_s
 
 
-def test_the_announcement_comes_while_the_batch_still_runs(tmp_path: Path) -> None:
+def test_what_runs_lies_in_the_pulse_while_it_runs(tmp_path: Path) -> None:
     with busy(tmp_path) as (rig, peer):
-        assert peer.receive("started", "result")[0] == {"type": "started", "ids": [1]}
-        assert rig.models.ran == []
+        peer.wait_until_running(1)
+        rig.models.may_run.set()
+        peer.answers(1)
+        peer.wait_until_running()
 
 
 def test_pictures_of_several_processes_share_the_batch_after_the_running_one(
@@ -506,9 +519,9 @@ def test_streams_run_batches_at_once_and_the_next_one_gathers_meanwhile(tmp_path
         peer = rig.peer()
         rig.models.may_run.clear()
         peer.infer(1, 10)
-        assert peer.receive("started")[0]["ids"] == [1]
+        peer.wait_until_running(1)
         peer.infer(2, 20)
-        assert peer.receive("started")[0]["ids"] == [2], "while the first still runs"
+        peer.wait_until_running(1, 2)
         for job_id in (3, 4, 5):
             peer.infer(job_id, 10 * job_id)
         peer.wait_until_heard()
@@ -525,11 +538,11 @@ def test_a_model_whose_streams_are_busy_does_not_hold_up_another(tmp_path: Path)
         peer = rig.peer()
         rig.models.may_run.clear()
         peer.infer(1, 1, graph="explain")  # has one stream
-        assert peer.receive("started")[0]["ids"] == [1]
+        peer.wait_until_running(1)
         for job_id in (2, 3):
             peer.infer(job_id, job_id, graph="explain")
         peer.infer(4, 4)
-        assert peer.receive("started")[0]["ids"] == [4]
+        peer.wait_until_running(1, 4)
         rig.models.may_run.set()
         peer.answers(4)
         assert sorted(rig.models.ran) == [[1], [2, 3], [4]]
@@ -702,7 +715,7 @@ def test_nothing_runs_beside_a_suspect_in_another_stream(tmp_path: Path) -> None
         peer = rig.peer()
         rig.models.may_run.clear()
         peer.infer(1, 1)
-        assert peer.receive("started")[0]["ids"] == [1]
+        peer.wait_until_running(1)
         peer.infer(2, 2, alone=True)
         peer.infer(3, 3)
         peer.wait_until_heard()
