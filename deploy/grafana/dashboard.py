@@ -385,7 +385,6 @@ def variable(name: str, query: str) -> dict[str, Any]:
         "type": "query",
         "datasource": {"type": "prometheus", "uid": "$datasource"},
         "query": {"query": query, "refId": name},
-        "definition": query,
         "refresh": 2,
         "multi": True,
         "includeAll": True,

@@ -3,8 +3,11 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ VALUES = {
     ("saccade_decoders_lost_total", "reason"): metrics.DECODER_LOSSES,
 }
 SEVERITIES = {"page", "ticket", "info"}
+PATIENCE_S = 60.0
 
 
 def rules() -> list[dict[str, Any]]:
@@ -223,3 +227,66 @@ def test_the_metrics_of_a_run_are_what_alerts_and_dashboard_ask_for(
     assert sum(float(count) > 0 for _, count in ran) >= 3
     checked = run_promtool("check", "metrics", stdin=scraped)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@contextmanager
+def running_prometheus(target: str, folder: Path) -> Iterator[httpx.Client]:
+    """A Prometheus with our alerts that scrapes ``target`` every second."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("needs prometheus, of Debian's package of that name")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    job = {"job_name": "saccade", "static_configs": [{"targets": [target]}]}
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(PROMETHEUS / "alerts.yml")],
+        "scrape_configs": [job],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    arguments = [
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+    ]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([program, *arguments], stderr=log)
+    try:
+        with httpx.Client(base_url=f"http://{address}/api/v1", timeout=10) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
+def empty_panels(prometheus: httpx.Client) -> list[str]:
+    empty = []
+    for panel in panels():
+        for target in panel["targets"]:
+            chosen = re.sub(r"\$(job|instance|model)", ".*", target["expr"])
+            expression = chosen.replace("$__rate_interval", "10s")
+            try:
+                answer = prometheus.get("/query", params={"query": expression}).json()
+            except (httpx.HTTPError, ValueError):  # it is starting
+                return ["all"]
+            if answer["status"] != "success" or not answer["data"]["result"]:
+                empty.append(f"{panel['title']}: {expression}")
+    return empty
+
+
+def test_prometheus_finds_something_of_a_real_run_for_every_panel(
+    demo_server: Server, demo_scenes: dict[str, Any], tmp_path: Path
+) -> None:
+    picture = demo_scenes["star.jpg"]["path"].read_bytes()
+    with running_prometheus(demo_server.url.removeprefix("http://"), tmp_path) as prometheus:
+        end_s = time.monotonic() + PATIENCE_S
+        while (empty := empty_panels(prometheus)) and time.monotonic() < end_s:
+            for task in ("classify", "detect", "segment"):
+                httpx.post(f"{demo_server.url}/v1/{task}", content=picture, timeout=60)
+        assert empty == [], (tmp_path / "log").read_text()
+        groups = prometheus.get("/rules").json()["data"]["groups"]
+        health = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
+        assert health.keys() == {rule["alert"] for rule in rules()}
+        assert "err" not in health.values()
+        firing = prometheus.get("/alerts").json()["data"]["alerts"]
+        assert [alert for alert in firing if alert["state"] == "firing"] == []
