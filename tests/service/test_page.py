@@ -21,6 +21,11 @@ SCENES = ROOT / "service" / "demo" / "scenes"
 STAR = SCENES / "star.jpg"
 KEY = "anna-0123456789abcdef"
 LONG_MS = 30_000
+FLAGS = [
+    "--no-sandbox",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+]
 
 Page = Any  # playwright.sync_api.Page, which may be absent
 Open = Callable[..., Page]
@@ -33,7 +38,7 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip("needs Chromium, such as Debian's package chromium")
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        chromium = driver.chromium.launch(executable_path=path, args=FLAGS)
         yield chromium
         chromium.close()
 
@@ -522,6 +527,32 @@ def test_a_server_with_keys_is_used_once_a_key_is_entered(
     page.click('button[value="clear"]')
     page.wait_for_selector(".problem:visible")
     assert page.locator(".again").inner_text() == "Enter a key"
+
+
+def test_a_picture_is_taken_with_the_camera(open_page: Open) -> None:
+    page = open_page(permissions=["camera"])
+    asked = listen(page)
+    page.click("#camera")
+    page.wait_for_selector("#camera-dialog[open]")
+    playwright.expect(page.locator("#video")).to_have_js_property("readyState", 4)
+    page.click("#shoot")
+    page.wait_for_selector(".view:visible")
+    idle(page)
+    assert asked == ["detect?model=detr-scenes&threshold=0"]
+    assert "camera.jpg" in page.locator(".code").text_content()
+    assert not page.locator("#camera-dialog").is_visible()
+
+
+def test_chosen_colours_stay_when_the_page_is_opened_again(open_page: Open) -> None:
+    page = open_page(color_scheme="light")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.click("#theme")
+    dark = page.evaluate(ground)
+    assert dark != light
+    page.reload()
+    assert page.evaluate(ground) == dark
+    assert page.locator("#theme").get_attribute("aria-pressed") == "true"
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (390, "dark")])
