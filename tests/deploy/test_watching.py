@@ -20,6 +20,7 @@ from service import metrics
 from service.cli import app
 from service.metrics import Metrics
 from service.settings import Settings
+from service.telemetry import MOST_WAITING
 from tests.conftest import Server
 
 PROMETHEUS = Path(__file__).parents[2] / "deploy" / "prometheus"
@@ -159,6 +160,19 @@ def test_every_alert_fires_in_a_test() -> None:
         if test["exp_alerts"]
     }
     assert expected == {rule["alert"] for rule in rules()}
+
+
+def test_the_page_about_monitoring_names_what_exists() -> None:
+    page = (PROMETHEUS.parents[1] / "docs" / "monitoring.md").read_text()
+    assert set(re.findall(r"`(Saccade\w+)`", page)) <= {rule["alert"] for rule in rules()}
+    assert set(re.findall(r"`(saccade_\w+)", page)) <= labels_by_sample().keys()
+    stages = re.search(r"for each stage \(([^)]*)\)", page)
+    assert stages is not None
+    assert tuple(re.findall(r"`(\w+)`", stages[1])) == metrics.STAGES
+    assert f"more than {MOST_WAITING} requests" in page
+    for flag in re.findall(r"`--([a-z][a-z-]+) ?[a-z]*`", page):
+        known = Settings.model_fields.keys() | {"json"}
+        assert flag.replace("-", "_") in known or "completion" in flag
 
 
 def test_promtool_accepts_the_alerts() -> None:
