@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -303,13 +304,12 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
     Raises:
         BadSettings: naming the setting, what was found, and what is allowed.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = sorted(PREFIX + name.upper() for name in Settings.model_fields)
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:
-        raise BadSettings(
-            f"unknown environment variable {', '.join(unknown)}; "
-            f"known are {', '.join(sorted(known))}"
-        )
+        meant = [name for wrong in unknown for name in get_close_matches(wrong, known, n=1)]
+        cure = f"did you mean {', '.join(meant)}?" if meant else f"known are {', '.join(known)}"
+        raise BadSettings(f"unknown environment variable {', '.join(unknown)}; {cure}")
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     try:
         return Settings(**given)

@@ -46,6 +46,7 @@ OTHER_VALUES: dict[str, Any] = {
     "cors_origins": "https://example.org, http://localhost:3000",
     "url_hosts": "images.example.org, *.example.com",
     "url_timeout_s": 2.5,
+    "otlp_endpoint": "https://collector.example.org:4318/otlp",
     "log_level": "debug",
 }
 
@@ -72,6 +73,21 @@ def test_a_flag_that_was_not_given_leaves_the_environment_alone(
     settings = load_settings(dict.fromkeys(Settings.model_fields))
     assert settings.max_batch == 16
     assert settings == Settings(max_batch=16)
+
+
+def test_a_misspelt_variable_is_refused_with_the_one_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SACCADE_PROT", "1")
+    monkeypatch.setenv("SACCADE_MAX_BATCHES", "1")
+    with pytest.raises(BadSettings, match=r"did you mean SACCADE_MAX_BATCH, SACCADE_PORT\?$"):
+        load_settings()
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:4318", "grpc://h:4317", "http://", "http://a@b"])
+def test_a_collector_has_an_http_address(endpoint: str) -> None:
+    with pytest.raises(BadSettings, match="otlp"):
+        load_settings({"otlp_endpoint": endpoint})
 
 
 def test_an_unknown_variable_is_refused_by_name_with_those_that_exist(
