@@ -151,7 +151,7 @@ def graphs_with(file: str, output: str, *shape: int) -> list[dict[str, Any]]:
     ("changes", "says"),
     [
         ({"labels": []}, ["'classify'", "no labels"]),
-        ({"labels": manifest_of()["labels"][:2]}, ["2 labels", f"{CLASSES} scores"]),
+        ({"labels": manifest_of()["labels"][:2]}, ["2 labels", f"'scores' is [-1, {CLASSES}]"]),
         ({"labels": [{"id": 1, "name": label} for label in "abc"]}, ["label id twice"]),
         ({"explain": None}, ["'attention'", "'explain'"]),
         ({"graphs": manifest_of()["graphs"][1:]}, ["no serving graph"]),

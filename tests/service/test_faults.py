@@ -239,7 +239,7 @@ def test_after_sigterm_it_is_not_ready_and_answers_until_balancers_have_heard_of
 def test_a_worker_that_dies_while_the_server_stops_is_replaced_for_what_was_accepted(
     start_server: StartServer, poisonous: tuple[str, ...]
 ) -> None:
-    server = start_server(*poisonous)
+    server = start_server(*poisonous, "--api-processes", "1")  # which is up, as it has answered
     worker = server.children("saccade worker")[0]
     worker.send_signal(signal.SIGSTOP)
 
