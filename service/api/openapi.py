@@ -183,6 +183,7 @@ def _bodies(properties: dict[str, Any]) -> dict[str, Any]:
                 "description": "One of 'image', 'url' and 'images'; parameters may stand beside",
                 "properties": {"image": one, "url": url, "images": {"type": "array", "items": one}}
                 | properties,
+                "oneOf": [{"required": [name]} for name in ("image", "url", "images")],
             },
             "examples": {
                 "one": {"value": {"image": example}},
