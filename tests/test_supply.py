@@ -84,6 +84,20 @@ def _is_under_a_pickler(name: str) -> bool:
     return any(name == own or name.startswith(own + ".") for own in PICKLE_TO_THEIR_CHILDREN)
 
 
+def stages() -> dict[str, str]:
+    """The Dockerfile's stages by name."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    return {part.split()[2]: part for part in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]}
+
+
+def test_the_image_installs_what_is_pinned_and_serves_without_root() -> None:
+    build, serve = stages()["build"], stages()["cpu"]
+    assert re.search(r"pip install .*--constraint deploy/constraints\.txt '\.\[cpu\]'", build)
+    assert "pip install" not in serve, "what serves has no installer to run"
+    assert re.findall(r"^USER (\S+)", serve, flags=re.MULTILINE) == ["10001"]
+    assert serve.index("\nUSER ") < serve.index("\nENTRYPOINT ")
+
+
 def test_nothing_that_is_read_can_run() -> None:
     files = sources()
     assert {"service/bundle.py", "export/demo/training/loop.py"} <= files.keys()
