@@ -132,7 +132,6 @@ def test_a_connection_that_broke_with_a_killed_http_process_is_cut_and_any_other
     assert without.by_kind()["all"]["outcomes"]["lost"] == 3
 
 
-@pytest.mark.slow
 def test_a_loaded_server_whose_worker_is_killed_loses_nothing_and_answers_as_before(
     tmp_path: Path,
 ) -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import httpx
-import pytest
 import uvloop
 
 from bench.hostile import ATTACKS, Load, each_and_all, measure, tabulate
@@ -11,7 +10,6 @@ from bench.server import serving
 from service.settings import DEMO_REPOSITORY
 
 
-@pytest.mark.slow
 def test_good_clients_are_all_answered_beside_bad_ones(
     demo_scenes: dict[str, dict[str, Path]],
 ) -> None:

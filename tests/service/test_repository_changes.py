@@ -226,7 +226,6 @@ def test_loaded_models_go_on_when_their_files_are_deleted_and_the_rest_is_said(
     assert ask(server, "classify", scene).json() == before[0], "by itself"
 
 
-@pytest.mark.slow
 def test_a_repository_that_vanishes_whole_is_waited_for(
     start_server: StartServer, tmp_path: Path, scene: bytes
 ) -> None:
