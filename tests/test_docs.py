@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from prometheus_client import Metric
 
 from service.errors import ClientError, ServerError, leaves
+from service.metrics import Metrics
 from service.settings import PREFIX, SECRETS, Settings
 from tests.service.fake_app import FakeApp
 
@@ -48,6 +50,13 @@ def test_every_route_is_documented(path: str) -> None:
 @pytest.mark.parametrize("code", [*CODES, "internal_error"])
 def test_every_error_code_is_documented(code: str) -> None:
     assert mentions(documentation(), code)
+
+
+@pytest.mark.parametrize("metric", list(Metrics().registry.collect()), ids=lambda one: one.name)
+def test_every_metric_is_documented_with_its_meaning(metric: Metric) -> None:
+    name = metric.name + ("_total" if metric.type == "counter" else "")
+    row = f"| `{name}` | {metric.type} | {metric.documentation} |"
+    assert row in documentation()
 
 
 def test_no_variable_is_documented_that_does_not_exist() -> None:

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import TypeAdapter
 
@@ -178,7 +178,11 @@ async def answer_picture(request: Request, name: str) -> Response:
 
 
 @router.post("/models/{name}/pipeline/{pipeline}", **_describe())
-async def answer_pipeline(request: Request, name: str, pipeline: str) -> Response:
+async def answer_pipeline(
+    request: Request,
+    name: str,
+    pipeline: Annotated[str, Path(json_schema_extra={"enum": list(get_args(Pipeline))})],
+) -> Response:
     """The same for a task by Hugging Face's name, of a model that does several."""
     tasks = {front.pipeline: task for task, front in FRONTS.items()}
     task = next((task for known, task in tasks.items() if known == pipeline), None)

@@ -132,6 +132,15 @@ async def successor(folder: Path, line: Line, dead: FakeWorker) -> FakeWorker:
     return worker
 
 
+async def die_of_what_comes(folder: Path, line: Line, worker: FakeWorker, times: int) -> FakeWorker:
+    """The last of the workers that ran the picture that comes and died of it."""
+    for _ in range(times):
+        header, _ = await worker.receive()
+        worker.run(header["id"])
+        worker = await successor(folder, line, worker)
+    return worker
+
+
 def test_a_picture_goes_out_and_its_result_comes_back(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with connected(tmp_path) as (line, worker):
@@ -287,10 +296,7 @@ def test_a_picture_that_was_running_in_two_deaths_is_refused(tmp_path: Path) -> 
     async def scenario() -> None:
         async with connected(tmp_path) as (line, worker):
             asked = line.infer(9)
-            for _ in range(2):
-                header, _ = await worker.receive()
-                worker.run(header["id"])
-                worker = await successor(tmp_path, line, worker)
+            worker = await die_of_what_comes(tmp_path, line, worker, times=2)
             with pytest.raises(Quarantined, match="died 2 times"):
                 await asked
             sentinel = line.infer(1)  # the next message is this one: the refused is not sent again
@@ -480,10 +486,7 @@ def test_what_was_condemned_is_refused_at_once_by_every_process(tmp_path: Path) 
     async def scenario() -> None:
         async with connected(tmp_path) as (line, worker):
             asked = line.infer(9)
-            for _ in range(2):
-                header, _ = await worker.receive()
-                worker.run(header["id"])
-                worker = await successor(tmp_path, line, worker)
+            worker = await die_of_what_comes(tmp_path, line, worker, times=2)
             with pytest.raises(Quarantined):
                 await asked
             with pytest.raises(Quarantined, match="Another picture will do"):
