@@ -6,7 +6,7 @@ import binascii
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -32,11 +32,16 @@ class RemotePicture:
 
 @dataclass(frozen=True)
 class Posted:
-    """Encoded pictures in order, whether the caller expects a list back, and parameters by name."""
+    """Encoded pictures in order, whether the caller expects a list back, and parameters by name.
+
+    ``overridden`` are those of the query that the body gives too, whose values count: they must be
+    right all the same.
+    """
 
     images: Sequence[bytes | RemotePicture]
     many: bool
     parameters: dict[str, Any]
+    overridden: dict[str, Any] = field(default_factory=dict)
 
 
 async def read_body(request: Request, settings: Settings) -> Posted:
@@ -62,7 +67,9 @@ async def read_body(request: Request, settings: Settings) -> Posted:
         )
     if len(posted.images) > settings.max_images:
         raise _too_many(len(posted.images), settings)
-    return Posted(posted.images, posted.many, dict(request.query_params) | posted.parameters)
+    query = dict(request.query_params)
+    overridden = {name: query[name] for name in query.keys() & posted.parameters.keys()}
+    return Posted(posted.images, posted.many, query | posted.parameters, overridden)
 
 
 async def read_bytes(request: Request, settings: Settings) -> bytes:

@@ -147,6 +147,8 @@ async def answer_planned(
 
     async def answer(posted: Posted) -> Response:
         options = parse_options(kind, posted.parameters)
+        if posted.overridden:
+            parse_options(kind, posted.overridden)
         manifest = serving.find_model(options.model, task)
         trace.model = manifest.name
         timeout_s = None if options.timeout_ms is None else options.timeout_ms / 1000

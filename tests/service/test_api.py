@@ -99,6 +99,13 @@ def test_parameters_of_the_body_beat_those_of_the_query() -> None:
     assert len(query.json()["predictions"]) == 3
 
 
+def test_a_wrong_parameter_of_the_query_is_refused_even_if_the_body_has_a_right_one() -> None:
+    with FakeApp().client() as client:
+        response = client.post("/v1/classify?top_k=-2", json={"image": base64_of(RED), "top_k": 3})
+    assert response.status_code == 422
+    assert response.json()["parameters"] == ["top_k"]
+
+
 def test_a_threshold_leaves_out_what_is_below_it() -> None:
     with FakeApp().client() as client:
         response = client.post("/v1/classify?threshold=0.7&top_k=3", content=GREEN)
