@@ -11,7 +11,7 @@ serve: $(VENV)/.serving
 	$(BIN)/saccade serve
 
 test: $(VENV)/.development
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 3 --dist loadgroup
 
 test-slow: $(VENV)/.development
 	$(BIN)/python -m pytest -m slow

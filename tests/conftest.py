@@ -1,6 +1,7 @@
 """What several test files need and what is costly: real servers, and the folder of shared data."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,25 @@ SACCADE = Path(sys.executable).parent / "saccade"
 PATIENCE_S = 60.0
 
 settings.register_profile("long", max_examples=3_000, deadline=None)  # of each fuzz test
+
+
+SIDE_BY_SIDE = ("export", "models")
+"""Folders whose files may run beside each other; all others share servers, and run in one process."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say what pytest-xdist may run at once: files that compute, beside the tests with servers."""
+    for item in items:
+        alone = item.path.parent.name in SIDE_BY_SIDE
+        item.add_marker(pytest.mark.xdist_group(item.path.name if alone else "servers"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_of_torch_beside_others() -> None:
+    """Two processes on two cores must not each run on both."""
+    torch = sys.modules.get("torch")
+    if torch is not None and "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
 
 
 @dataclass
