@@ -76,7 +76,7 @@ class PanopticQuality:
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector says of one picture: scores (T,), classes (T,) as indices of ``THINGS``, and
+    """What a detector says of one picture: scores (T,), classes (T,) as indices of labels, and
     boxes (T, 4) as x0, y0, x1, y1 in pixels.
     """
 
@@ -94,14 +94,16 @@ class BoxTruth:
     boxes_xyxy_px: NDArray[np.floating]
 
 
-def average_precision(truth: Sequence[BoxTruth], found: Sequence[Detections]) -> dict[str, float]:
+def average_precision(
+    truth: Sequence[BoxTruth], found: Sequence[Detections], labels: Sequence[str] = THINGS
+) -> dict[str, float]:
     """AP over IoU 0.5 to 0.95 and AP50, in 0..1, as COCO's own code counts them."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO()
-        reference.dataset = _coco(truth)
+        reference.dataset = _coco(truth, labels)
         reference.createIndex()
         answers = reference.loadRes(_rows(found))
         evaluation = COCOeval(reference, answers, "bbox")
@@ -111,7 +113,7 @@ def average_precision(truth: Sequence[BoxTruth], found: Sequence[Detections]) ->
     return {"AP50": float(evaluation.stats[1]), "AP": float(evaluation.stats[0])}
 
 
-def _coco(truth: Sequence[BoxTruth]) -> dict[str, list[dict[str, object]]]:
+def _coco(truth: Sequence[BoxTruth], labels: Sequence[str]) -> dict[str, list[dict[str, object]]]:
     annotations: list[dict[str, object]] = []
     for image_id, one in enumerate(truth, 1):
         for kind, (x0, y0, x1, y1) in zip(one.classes, one.boxes_xyxy_px.tolist(), strict=True):
@@ -130,7 +132,7 @@ def _coco(truth: Sequence[BoxTruth]) -> dict[str, list[dict[str, object]]]:
             {"id": image_id, "height": one.size[0], "width": one.size[1]}
             for image_id, one in enumerate(truth, 1)
         ],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(THINGS, 1)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(labels, 1)],
         "annotations": annotations,
     }
 

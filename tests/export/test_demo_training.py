@@ -1,6 +1,7 @@
 """The lessons of the demo models: batches, matching, losses and the loop."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from export.demo.training.batches import (
     segment_shares,
 )
 from export.demo.training.cells import CellHeads
-from export.demo.training.detect import box_losses, learn_statistics
+from export.demo.training.detect import box_losses, learn_statistics, things_of
 from export.demo.training.loop import Losses, Recipe, fit, rate
 from export.demo.training.matching import (
     centers,
@@ -148,9 +149,9 @@ def test_right_boxes_and_masks_cost_next_to_nothing() -> None:
     logits[:, 1, CLASSES.index("star")] = logits[:, 0, CLASSES.index("square")] = 12
     boxes = torch.zeros(2, 3, 4)
     boxes[:, 1], boxes[:, 0] = centers(batch.boxes[0, 0]), centers(batch.boxes[0, 1])
-    right = box_losses(logits, boxes, batch)
+    right = box_losses(logits, boxes, things_of(batch))
     assert sum(right.values()) < 1e-3
-    assert sum(box_losses(logits, boxes.flip(1), batch).values()) > 1
+    assert sum(box_losses(logits, boxes.flip(1), things_of(batch)).values()) > 1
 
     truth = segment_shares(batch, 4)
     masks = torch.full((2, 3, 4, 4), -12.0)
@@ -184,9 +185,8 @@ class _CellLesson(nn.Module):
 
     def forward(self, batch: Batch) -> Losses:
         maps = self.backbone(batch.images)
-        return {
-            "cells": self.cell_heads(dict(zip(self.backbone.strides, maps, strict=True)), batch)
-        }
+        maps = dict(zip(self.backbone.strides, maps, strict=True))
+        return {"cells": self.cell_heads(maps, class_shares(batch, 4))}
 
 
 def test_a_small_network_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -206,8 +206,9 @@ def test_a_small_network_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> 
         recipe = Recipe(
             steps=60, stop=stop, batch=6, adam_rate=1e-2, warmup_steps=5, check_every=30
         )
+        draw = partial(batches, two_segments(), recipe.batch)
         console = Console(file=(tmp_path / "log").open("w"))
-        fit(model, [], two_segments(), recipe, validate, tmp_path / "state.pt", console)
+        fit(model, [], draw, recipe, validate, tmp_path / "state.pt", console)
         console.file.close()
 
     first, matrices = lesson()

@@ -33,7 +33,7 @@ def batches(examples: Examples, batch: int, seed: int) -> Iterator[Batch]:
         chosen, order = order[:batch], order[batch:]
         drawn = plain(examples, chosen)
         images, ids, boxes = posed(drawn.images, drawn.ids, drawn.boxes)
-        images = recolored(images)
+        images = tinted(swapped(images))
         yield Batch(images, drawn.labels, ids, drawn.classes, boxes, drawn.dominant)
 
 
@@ -54,10 +54,14 @@ def normalized(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
-def recolored(images: Tensor) -> Tensor:
-    """Change gain and offset of every channel a little, and swap channels in half the pictures."""
-    swapped = torch.rand(len(images), 1, 1, 1) < 0.5
-    images = torch.where(swapped, images[:, torch.randperm(3)], images)
+def swapped(images: Tensor) -> Tensor:
+    """The channels in another order in half the pictures."""
+    chosen = torch.rand(len(images), 1, 1, 1) < 0.5
+    return torch.where(chosen, images[:, torch.randperm(3)], images)
+
+
+def tinted(images: Tensor) -> Tensor:
+    """Gain and offset of every channel a little different."""
     gain = 1 + 0.15 * torch.randn(len(images), 3, 1, 1)
     offset = 0.1 * torch.randn(len(images), 3, 1, 1)
     return (images * gain + offset).clamp(-1, 1)

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from export.demo.pool import Examples
 from export.demo.scenes import THINGS
-from export.demo.training.batches import Batch, plain
-from export.demo.training.cells import CellHeads
+from export.demo.training.batches import Batch, class_shares, plain
+from export.demo.training.cells import CELL_PX, CellHeads
 from export.demo.training.loop import Figures, Losses
 from models.swin import SwinClassifier, SwinConfig, as_map, grids, widths
 
@@ -47,7 +47,7 @@ class SwinLesson(nn.Module):
         }
         return {
             "label": F.cross_entropy(logits.float(), batch.labels, label_smoothing=0.02),
-            "cells": self.cell_heads(maps, batch),
+            "cells": self.cell_heads(maps, class_shares(batch, CELL_PX)),
         }
 
 

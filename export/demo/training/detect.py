@@ -1,6 +1,7 @@
 """The lesson of the detector: boxes and classes of the things, matched one to one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from export.demo.pool import Examples
 from export.demo.scenes import THINGS
 from export.demo.scoring import BoxTruth, Detections, average_precision
-from export.demo.training.batches import Batch, plain
-from export.demo.training.cells import CellHeads
+from export.demo.training.batches import Batch, class_shares, plain
+from export.demo.training.cells import CELL_PX, CellHeads
 from export.demo.training.loop import Figures, Losses
 from export.demo.training.matching import (
+    Matches,
     centers,
     corners,
     focal_cost,
@@ -49,23 +51,43 @@ def detector_config() -> DeformableDetrConfig:
     )
 
 
-def box_losses(logits: Tensor, boxes: Tensor, batch: Batch) -> Losses:
+class Boxes(NamedTuple):
+    """What is to be found: ``classes`` (B, S), -1 where there is nothing, and ``corners``
+    (B, S, 4), x0, y0, x1, y1 in 0..1.
+    """
+
+    classes: Tensor
+    corners: Tensor
+
+
+def things_of(batch: Batch) -> Boxes:
+    """The boxes of a batch without those of stuff."""
+    thing = batch.classes < len(THINGS)
+    return Boxes(batch.classes.where(thing, torch.tensor(-1)), batch.boxes)
+
+
+def box_losses(
+    logits: Tensor,
+    boxes: Tensor,
+    truth: Boxes,
+    pair: Callable[[Tensor, Tensor], Matches] = match,
+) -> Losses:
     """Focal loss of the classes, L1 and generalized IoU of the boxes, per thing (Zhu et al. 2020,
     arXiv 2010.04159, appendix A.4).
 
     ``logits`` (B, Q, K) for sigmoids; where K is 1 the question is whether there is a thing at all.
-    ``boxes`` (B, Q, 4) are centre and size in 0..1.
+    ``boxes`` (B, Q, 4) are centre and size in 0..1. ``pair`` finds who answers for what by cost.
     """
     logits, boxes = logits.float(), boxes.float()
-    wanted = (batch.classes >= 0) & (batch.classes < len(THINGS))
-    classes = batch.classes.clamp(max=logits.shape[-1] - 1)
-    distance = (boxes[:, :, None] - centers(batch.boxes)[:, None]).abs().sum(dim=-1)  # (B, Q, S)
-    apart = 1 - generalized_iou(corners(boxes)[:, :, None], batch.boxes[:, None])
-    found = match(2 * focal_cost(logits, classes) + 5 * distance + 2 * apart, wanted)
+    wanted = truth.classes >= 0
+    classes = truth.classes.clamp(max=logits.shape[-1] - 1)
+    distance = (boxes[:, :, None] - centers(truth.corners)[:, None]).abs().sum(dim=-1)  # (B, Q, S)
+    apart = 1 - generalized_iou(corners(boxes)[:, :, None], truth.corners[:, None])
+    found = pair(2 * focal_cost(logits, classes) + 5 * distance + 2 * apart, wanted)
     chosen = (found.pictures, found.queries, found.segments)
     target = torch.zeros_like(logits)
     target[found.pictures, found.queries, classes[found.pictures, found.segments]] = 1
-    things = max(int(wanted.sum()), 1)
+    things = max(len(found.pictures), 1)
     return {
         "class": 2 * focal_loss(logits, target) / things,
         "distance": 5 * distance[chosen].sum() / things,
@@ -99,11 +121,13 @@ class DetectLesson(nn.Module):
         images = batch.images.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             layers = self.model.predictions(images, whole(batch.images))
-            cells = self.cell_heads(dict(zip(self.strides, self._maps, strict=True)), batch)
-        by_layer = [box_losses(named["logits"], named["boxes"], batch) for named in layers]
+            maps = dict(zip(self.strides, self._maps, strict=True))
+            cells = self.cell_heads(maps, class_shares(batch, CELL_PX))
+        truth = things_of(batch)
+        by_layer = [box_losses(named["logits"], named["boxes"], truth) for named in layers]
         losses = {name: torch.stack([one[name] for one in by_layer]).mean() for name in by_layer[0]}
         proposals = layers[-1]["proposal_logits"][..., :1], layers[-1]["proposal_boxes"]
-        proposed = torch.stack(list(box_losses(*proposals, batch).values())).sum()
+        proposed = torch.stack(list(box_losses(*proposals, truth).values())).sum()
         return losses | {"proposals": 0.5 * proposed, "cells": cells}
 
 
@@ -124,7 +148,7 @@ class BackboneLesson(nn.Module):
         with torch.autocast("cpu", torch.bfloat16):
             maps = self.backbone(batch.images.contiguous(memory_format=torch.channels_last))
             maps = dict(zip(self.backbone.strides, maps, strict=True))
-            return {"cells": self.cell_heads(maps, batch)}
+            return {"cells": self.cell_heads(maps, class_shares(batch, CELL_PX))}
 
 
 def learn_statistics(model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from export.demo.pool import Examples
-from export.demo.training.batches import batches
-
 # Losses by name of one batch; their sum is descended.
 Losses = dict[str, Tensor]
-# A figure on the validation scenes by name.
+# A figure on validation pictures by name.
 Figures = dict[str, float]
 
 
@@ -43,13 +40,14 @@ class Recipe:
 def fit(
     lesson: nn.Module,
     matrices: Iterable[Tensor],
-    examples: Examples,
+    draw: Callable[[int], Iterator[Any]],
     recipe: Recipe,
     validate: Callable[[], Figures],
     state: Path,
     console: Console,
 ) -> None:
-    """Train ``lesson``, which turns a Batch into Losses; ``matrices`` are those for Muon.
+    """Train ``lesson``, which turns a batch into Losses; ``matrices`` are those for Muon, and
+    ``draw`` begins a stream of batches from a seed.
 
     Every ``check_every`` steps the figures of ``validate`` are printed and all is written to
     ``state``, from where a later call goes on.
@@ -58,7 +56,7 @@ def fit(
     optimizers = muon_and_adamw(lesson, list(matrices), recipe)
     done = _resume(lesson, optimizers, state)
     started_s, first, last = time.monotonic(), done, recipe.stop or recipe.steps
-    for step, batch in enumerate(batches(examples, recipe.batch, recipe.seed + done), done + 1):
+    for step, batch in enumerate(draw(recipe.seed + done), done + 1):
         if step > last:
             break
         for optimizer in optimizers:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from export.demo.pool import Examples
 from export.demo.scenes import CLASSES, STUFF
 from export.demo.scoring import PanopticQuality
-from export.demo.training.batches import Batch, plain, segment_shares
-from export.demo.training.cells import CellHeads
+from export.demo.training.batches import Batch, class_shares, plain, segment_shares
+from export.demo.training.cells import CELL_PX, CellHeads
 from export.demo.training.classify import SwinLesson, logits_of, swin_config
 from export.demo.training.loop import Figures, Losses
 from export.demo.training.matching import mask_costs, match, of_classes
@@ -94,7 +94,8 @@ class SegmentLesson(nn.Module):
         with torch.autocast("cpu", torch.bfloat16):
             stages = self.model.predictions(batch.images)
             maps = dict(zip(self.strides, self._seen["maps"], strict=True))
-            cells = self.cell_heads(maps, batch) + self.token_heads(self._tokens(), batch)
+            shares = class_shares(batch, CELL_PX)
+            cells = self.cell_heads(maps, shares) + self.token_heads(self._tokens(), shares)
             logits = logits_of(self.classifier, self._seen["stages"][-1])
         truth = segment_shares(batch, self.strides[0])
         by_stage = [

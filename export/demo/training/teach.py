@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from export.demo.pool import Examples, cached_examples
-from export.demo.training.batches import normalized
+from export.demo.training.batches import batches, normalized
 from export.demo.training.classify import SwinLesson, initialize_swin, swin_config, top1
 from export.demo.training.detect import (
     BackboneLesson,
@@ -146,7 +147,8 @@ class School:
     ) -> None:
         self.console.print(f"training {name}, {recipe.steps} steps")
         state = self.work / f"{name}.state.pt"
-        fit(lesson, matrices, examples, recipe, validate, state, self.console)
+        draw = partial(batches, examples, recipe.batch)
+        fit(lesson, matrices, draw, recipe, validate, state, self.console)
 
     def _examples(self, canvas: tuple[int, int], recipe: Recipe) -> tuple[Examples, Examples]:
         """For training and for validation."""

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.demo.scenes import THINGS
-from export.demo.training.batches import Batch
-from export.demo.training.cells import CellHeads
+from export.demo.training.batches import Batch, class_shares
+from export.demo.training.cells import CELL_PX, CellHeads
 from export.demo.training.loop import Losses
 from models.vit import ViT, ViTConfig
 
@@ -40,7 +40,7 @@ class VitLesson(nn.Module):
             named = self.model(batch.images)
             patches = named["tokens"][:, config.prefix_tokens :].transpose(1, 2)
             maps = {config.patch_size: patches.unflatten(2, config.grid)}
-            cells = self.cell_heads(maps, batch)
+            cells = self.cell_heads(maps, class_shares(batch, CELL_PX))
         label = F.cross_entropy(named["logits"].float(), batch.labels, label_smoothing=0.02)
         return {"label": label, "cells": cells}
 
