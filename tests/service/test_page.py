@@ -1,9 +1,11 @@
 """The page at /: its files over HTTP, and what people do on it in a real browser."""
 
+import ast
 import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -453,12 +455,28 @@ def test_the_copied_commands_get_the_same_answer(
     )
     expected = truth(demo_server, "detect", threshold=0)
     assert json.loads(run.stdout) == expected
+    assert run_python(copy_python(page), tmp_path) == expected
+    assert (tmp_path / "star-detect.png").read_bytes().startswith(b"\x89PNG")
+    press(page, 0.65, 0.75)
+    explained = run_python(copy_python(page), tmp_path)
+    assert explained["explained"]["label"] == "star"
+    assert len(explained["maps"]) == 3 * 4, "every layer and head"
+
+
+def copy_python(page: Page) -> str:
     page.click(".copy-python")
     page.wait_for_selector('.copy-python:text-is("Copied")')
-    script = page.evaluate("navigator.clipboard.readText()")
-    compile(script, "copied.py", "exec")
-    assert '"threshold": "0"' in script
-    assert "star.jpg" in script
+    script: str = page.evaluate("navigator.clipboard.readText()")
+    return script
+
+
+def run_python(script: str, folder: Path) -> Any:
+    shutil.copy(STAR, folder)
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=60, check=True
+    )
+    return ast.literal_eval(run.stdout)
 
 
 def test_a_file_that_is_no_picture_is_refused_with_what_to_do(

@@ -2,9 +2,12 @@
 
 import { ramp } from "./colours.js";
 
-const ABOUT_POINTS = ["token", "place"];
-
 const NAMES = { raw: "attention", cam: "class map", pooled: "mean attention", mask: "masks" };
+
+/** Whether a kind of map can be asked about a place of the picture. */
+export function asksPoints(kind) {
+  return kind.query === "token" || kind.query === "place";
+}
 
 export function nameOf(kind) {
   return NAMES[kind.name] ?? kind.name;
@@ -13,7 +16,7 @@ export function nameOf(kind) {
 export function kindFor(explain, question) {
   const kinds = explain?.kinds ?? [];
   if (question.query !== undefined) return kinds.find((kind) => kind.query === question.kind) ?? null;
-  if (question.point) return kinds.find((kind) => ABOUT_POINTS.includes(kind.query)) ?? null;
+  if (question.point) return kinds.find(asksPoints) ?? null;
   return kinds[0] ?? null;
 }
 
@@ -23,7 +26,7 @@ export function parametersFor(model, kind, question) {
   const parameters = { model, kind: kind.name };
   if (!(headless && kind.layers.length === 1)) parameters.layer = "all";
   if (!headless) parameters.head = "all";
-  if (question.point && ABOUT_POINTS.includes(kind.query)) {
+  if (question.point && asksPoints(kind)) {
     parameters.point = question.point.map((value) => Math.round(value * 10) / 10).join(",");
   } else if (question.query !== undefined && question.kind === kind.query) {
     parameters.query = String(question.query);

@@ -53,7 +53,7 @@ function compare() {
   }
   $("panes").classList.toggle("two", panes.length > 1);
   $("compare").setAttribute("aria-pressed", String(panes.length > 1));
-  panes[0]?.paint();
+  panes[0]?.view.paint();
 }
 
 /** Shows a picture; what the browser cannot read goes to the server too, which says what it is. */
@@ -163,7 +163,7 @@ function listenToTheme() {
     const theme = dark() ? "light" : "dark";
     localStorage.setItem(THEME, theme);
     apply(theme);
-    for (const pane of panes) pane.paint();
+    for (const pane of panes) pane.view.paint();
   });
 }
 

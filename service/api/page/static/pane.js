@@ -3,19 +3,16 @@
 import { ask, getJson } from "./api.js";
 import * as attention from "./attention.js";
 import { colourOf, css, ramp } from "./colours.js";
-import { drawBoxes, drawHeat, drawOutline, drawPoint, label } from "./draw.js";
-import { readMasks, segmentAt, tint } from "./masks.js";
+import { readMasks } from "./masks.js";
 import { showProblem } from "./problems.js";
 import { shorten, showResults, showTiming, showVector } from "./show.js";
 import { curl, python } from "./snippets.js";
 import { listenToTakers } from "./take.js";
+import { View } from "./view.js";
+import { count, hint, summary, whyNot } from "./words.js";
 
 const TASKS = { detect: "Detect", segment: "Segment", classify: "Classify", attention: "Attention", embed: "Embed" };
 const INSTANCE_LEAST = 0.05; // each instance brings its own mask, so hopeless ones stay at home
-const SEMANTIC_HINT = "A semantic map has classes, not objects: choose panoptic to ask what the model looked at.";
-const TALLEST = 0.66; // of the window, so that the picture and what is said of it are seen together
-const LARGEST_SCALE = 3;
-const SAVED_PX = 1600;
 
 let made = 0;
 
@@ -28,7 +25,7 @@ export class Pane {
     this.id = `pane-${++made}`;
     this.manifests = new Map();
     this.picture = null;
-    this.cursor = null;
+    this.view = new View(this);
     this.forget();
     this.#buildTasks();
     this.#listen();
@@ -58,14 +55,14 @@ export class Pane {
   /** `picture` has blob, name and, where the browser can read it, bitmap. */
   setPicture(picture) {
     this.picture = picture;
-    this.cursor = null;
+    this.view.cursor = null;
     this.forget();
     this.root.classList.remove("fresh");
     this.$(".empty").hidden = true;
     this.$(".view").hidden = !picture.bitmap;
     this.$(".unseen").hidden = Boolean(picture.bitmap);
     this.$(".unseen").textContent = `This browser cannot show ${picture.name}.`;
-    this.paint();
+    this.view.paint();
     return this.run();
   }
 
@@ -84,7 +81,7 @@ export class Pane {
       this.items = this.#itemsOf(reply.answer, manifest);
       this.threshold = parameters.threshold ?? this.threshold ?? this.#defaultThreshold(manifest);
       this.#render();
-      this.host.speak(this.#summary());
+      this.host.speak(summary(this));
     });
   }
 
@@ -101,21 +98,6 @@ export class Pane {
     return this.items.filter((item) => item.score === null || item.score === undefined || item.score >= least);
   }
 
-  paint() {
-    const { bitmap } = this.picture ?? {};
-    if (!bitmap) return;
-    const view = this.$(".view");
-    const room = this.$(".stage").clientWidth;
-    const scale = Math.min(room / bitmap.width, (innerHeight * TALLEST) / bitmap.height, LARGEST_SCALE);
-    const density = scale * (devicePixelRatio || 1);
-    view.style.width = `${Math.round(bitmap.width * scale)}px`;
-    view.style.height = `${Math.round(bitmap.height * scale)}px`;
-    view.width = Math.round(bitmap.width * density);
-    view.height = Math.round(bitmap.height * density);
-    this.#draw(view.getContext("2d"), density, 1 / scale);
-    if (this.cursor) drawPoint(view.getContext("2d"), this.cursor, 1 / scale);
-  }
-
   async #detail() {
     if (!this.manifests.has(this.model)) {
       this.manifests.set(this.model, await getJson(`/v1/models/${encodeURIComponent(this.model)}`));
@@ -125,6 +107,11 @@ export class Pane {
 
   get #manifest() {
     return this.manifests.get(this.model)?.manifest;
+  }
+
+  /** Kinds of attention maps that the model has. */
+  get kinds() {
+    return this.#manifest?.explain?.kinds ?? [];
   }
 
   async #guarded(again, work) {
@@ -186,67 +173,24 @@ export class Pane {
     return this.task === "segment" ? (this.asked?.threshold ?? (this.#manifest ? this.#defaultThreshold(this.#manifest) : 0)) : 0;
   }
 
-  #questionOf(item) {
-    const has = (kind) => this.#manifest?.explain?.kinds.some((one) => one.query === kind);
+  /** What to ask of what the model found; null where it tells nothing of that. */
+  questionOf(item) {
+    const has = (kind) => this.kinds.some((one) => one.query === kind);
     if (item.query !== undefined && item.query !== null && has("object")) return { kind: "object", query: item.query, box: item.box };
     if (this.task === "classify" && has("class")) return { kind: "class", query: item.label_id };
     return null;
   }
 
-  #hit(x, y) {
-    const { width, height } = this.picture.bitmap;
-    if (this.masks) return segmentAt(this.masks, Math.min(x / width, 0.9999), Math.min(y / height, 0.9999), this.visible);
-    const inside = this.visible.filter(({ box }) => box && x >= box.xmin && x <= box.xmax && y >= box.ymin && y <= box.ymax);
-    const area = ({ box }) => (box.xmax - box.xmin) * (box.ymax - box.ymin);
-    return inside.sort((one, other) => area(one) - area(other))[0] ?? null;
-  }
-
-  #press(x, y) {
-    const item = this.#hit(x, y);
-    const question = item && this.#questionOf(item);
+  /** Asks about a place of the picture, in its pixels, or about what was found there. */
+  press(x, y) {
+    const item = this.view.hit(x, y);
+    const question = item && this.questionOf(item);
     if (question) return this.explain(question);
-    const kinds = this.#manifest?.explain?.kinds ?? [];
-    const asksPoints = (kind) => ["token", "place"].includes(kind.query);
+    const { asksPoints } = attention;
     const kept = this.look && asksPoints(this.look.kind) ? this.look.kind.name : undefined;
-    if (kinds.some(asksPoints)) return this.explain({ point: [x, y] }, kept);
-    this.host.speak((this.$(".hint").textContent = this.#whyNot(kinds)));
+    if (this.kinds.some(asksPoints)) return this.explain({ point: [x, y] }, kept);
+    this.host.speak((this.$(".hint").textContent = whyNot(this)));
     return null;
-  }
-
-  #whyNot(kinds) {
-    if (kinds.length === 0) return "This model's bundle has no attention maps.";
-    if (this.mode === "semantic") return SEMANTIC_HINT;
-    return "This model tells what it looked at for each object: click one.";
-  }
-
-  #draw(context, density, unit) {
-    const { bitmap } = this.picture;
-    context.setTransform(density, 0, 0, density, 0, 0);
-    context.imageSmoothingQuality = "high";
-    context.drawImage(bitmap, 0, 0);
-    if (this.look) return this.#drawLook(context, unit);
-    if (this.masks) {
-      context.drawImage(tint(this.masks, this.visible, this.picked), 0, 0, bitmap.width, bitmap.height);
-      const named = this.picked ? [this.picked] : this.visible;
-      for (const one of named) {
-        label(context, one, one.anchor[0] * bitmap.width, one.anchor[1] * bitmap.height, unit, true);
-      }
-    } else if (this.task === "detect") {
-      drawBoxes(context, this.visible, this.picked, unit);
-    }
-    return null;
-  }
-
-  #drawLook(context, unit) {
-    const { reply, layers, heads, question } = this.look;
-    const map = attention.combine(reply.answer, layers, heads);
-    if (map) drawHeat(context, attention.heat(map), map.region, this.$(".smooth").checked);
-    const { explained } = reply.answer;
-    const box = explained?.box ?? question.box;
-    if (box) drawOutline(context, box, unit);
-    if (explained?.point ?? (question.point && reply.answer.maps[0].query !== "class")) {
-      drawPoint(context, explained?.point ? [explained.point.x, explained.point.y] : question.point, unit);
-    }
   }
 
   #render() {
@@ -258,9 +202,9 @@ export class Pane {
     this.#renderAnswer();
     if (this.look) this.#renderLook();
     if (has) this.#renderRequest();
-    this.$(".hint").textContent = this.#hint();
-    this.$(".view").setAttribute("aria-label", this.#summary());
-    this.paint();
+    this.$(".hint").textContent = hint(this);
+    this.$(".view").setAttribute("aria-label", summary(this));
+    this.view.paint();
   }
 
   #renderAnswer() {
@@ -279,30 +223,21 @@ export class Pane {
     }
     this.$(".vector").hidden = !this.reply?.answer.embedding;
     if (this.reply?.answer.embedding) showVector(this.$(".vector"), this.reply.answer.embedding);
-    this.$(".count").textContent = this.#count();
+    this.$(".count").textContent = count(this);
     showResults(this.$(".results"), this.visible, {
       share: (one) => (one.area ? one.area / (this.reply.answer.image.width * this.reply.answer.image.height) : null),
-      explains: (one) => this.#questionOf(one) !== null,
-      press: (one) => this.explain(this.#questionOf(one)),
-      pick: (one) => this.#pick(one),
+      explains: (one) => this.questionOf(one) !== null,
+      press: (one) => this.explain(this.questionOf(one)),
+      pick: (one) => this.pick(one),
     });
-  }
-
-  #count() {
-    const { embedding } = this.reply?.answer ?? {};
-    if (embedding) return `${embedding.length} numbers`;
-    const many = this.visible.length;
-    const noun = { detect: "object", segment: "segment", classify: "class" }[this.task] ?? "";
-    return `${many} ${noun}${many === 1 ? "" : noun === "class" ? "es" : "s"}`;
   }
 
   #renderLook() {
     const { kind, question, reply, allLayers, allHeads, layers, heads } = this.look;
     this.$(".about").textContent = attention.describe(reply.answer);
-    const kinds = this.#manifest.explain.kinds;
-    this.$(".kinds").hidden = kinds.length < 2;
+    this.$(".kinds").hidden = this.kinds.length < 2;
     this.$(".kinds").replaceChildren(
-      ...kinds.map((one) => this.#radio("kind", one.name, attention.nameOf(one), one === kind, () => this.explain(this.#carried(question, one), one.name))),
+      ...this.kinds.map((one) => this.#radio("kind", one.name, attention.nameOf(one), one === kind, () => this.explain(this.#carried(question, one), one.name))),
     );
     this.#toggles(".layers", allLayers, layers);
     this.#toggles(".heads", allHeads, heads);
@@ -316,7 +251,7 @@ export class Pane {
 
   /** What of a question a kind of another sort can take. */
   #carried(question, kind) {
-    if (question.point && ["token", "place"].includes(kind.query)) return question;
+    if (question.point && attention.asksPoints(kind)) return question;
     return question.kind === kind.query ? question : {};
   }
 
@@ -350,25 +285,6 @@ export class Pane {
     this.$(".json").textContent = shorten(reply.answer);
   }
 
-  #hint() {
-    if (!this.picture?.bitmap || !(this.reply || this.look)) return "";
-    const kinds = this.#manifest?.explain?.kinds ?? [];
-    const points = kinds.some((kind) => ["token", "place"].includes(kind.query));
-    const objects = !this.look && this.items.some((item) => this.#questionOf(item));
-    if (objects && (this.task !== "classify")) return `Click an object to see what the model looked at${points ? ", or a place beside them" : ""}.`;
-    if (this.mode === "semantic") return SEMANTIC_HINT;
-    if (points) return "Click a place to see what the model relates it to.";
-    if (this.task === "attention") return "This is the best object. Choose the model's other task to click the rest.";
-    return "";
-  }
-
-  #summary() {
-    if (this.look) return `Attention of ${this.model}. ${attention.describe(this.look.reply.answer)}`;
-    if (!this.reply) return "The picture";
-    const names = this.visible.slice(0, 5).map((one) => (one.score ? `${one.label} ${one.score.toFixed(2)}` : one.label));
-    return [this.#count(), names.join(", ")].filter(Boolean).join(": ");
-  }
-
   #showModes(manifest) {
     const modes = this.task === "segment" ? (manifest.segmentation?.modes ?? []) : [];
     this.$(".mode-pick").hidden = modes.length < 2;
@@ -377,10 +293,11 @@ export class Pane {
     this.$(".mode").replaceChildren(...modes.map((mode) => new Option(mode, mode)));
   }
 
-  #pick(item) {
+  /** Marks what the pointer or the focus is on. */
+  pick(item) {
     if (this.picked === item || this.look) return;
     this.picked = item;
-    this.paint();
+    this.view.paint();
   }
 
   #radio(group, value, text, checked, act) {
@@ -405,16 +322,15 @@ export class Pane {
       this.mode = event.target.value;
       this.run();
     });
-    this.$(".back").addEventListener("click", () => this.#back());
-    this.$(".smooth").addEventListener("change", () => this.paint());
+    this.$(".back").addEventListener("click", () => this.back());
+    this.$(".smooth").addEventListener("change", () => this.view.paint());
     this.#listenToThreshold();
-    this.#listenToPicture();
     const { speak } = this.host;
-    listenToTakers(this.root, { current: () => this.#current(), toPng: () => this.#toPng(), speak });
-    new ResizeObserver(() => this.paint()).observe(this.$(".stage"));
+    listenToTakers(this.root, { current: () => this.#current(), toPng: () => this.view.toPng(), speak });
   }
 
-  #back() {
+  /** From attention to what was answered. */
+  back() {
     this.look = null;
     this.sent = [this.task, this.asked];
     this.#render();
@@ -435,45 +351,6 @@ export class Pane {
     });
   }
 
-  #listenToPicture() {
-    const view = this.$(".view");
-    const at = (event) => {
-      const box = view.getBoundingClientRect();
-      const { width, height } = this.picture.bitmap;
-      return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
-    };
-    view.addEventListener("click", (event) => {
-      this.cursor = null;
-      this.#press(...at(event));
-    });
-    view.addEventListener("pointermove", (event) => event.pointerType === "mouse" && this.reply && this.#pick(this.#hit(...at(event))));
-    view.addEventListener("pointerleave", () => this.#pick(null));
-    view.addEventListener("blur", () => {
-      this.cursor = null;
-      this.paint();
-    });
-    view.addEventListener("keydown", (event) => this.#key(event));
-  }
-
-  #key(event) {
-    const { width, height } = this.picture.bitmap;
-    const step = Math.max(width, height) / (event.shiftKey ? 100 : 25);
-    const [right, down] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] ?? [0, 0];
-    if (right || down) {
-      const [x, y] = this.cursor ?? [width / 2, height / 2];
-      this.cursor = [clamp(x + right * step, width), clamp(y + down * step, height)];
-      const item = this.look ? null : this.#hit(...this.cursor);
-      this.picked = item;
-      this.paint();
-      this.host.speak(item ? `${item.label} at ${this.cursor.map(Math.round).join(", ")}` : this.cursor.map(Math.round).join(", "));
-    } else if (event.key === "Enter" || event.key === " ") {
-      this.#press(...(this.cursor ?? [width / 2, height / 2]));
-    } else if (event.key === "Escape" && this.look && this.task !== "attention") {
-      this.#back();
-    } else return;
-    event.preventDefault();
-  }
-
   /** What there is to take along. */
   #current() {
     const name = this.picture.name.replace(/\.\w+$/, "");
@@ -484,14 +361,6 @@ export class Pane {
       curl: curl(task, parameters, this.picture.name),
       python: python(task, parameters, this.picture.name),
     };
-  }
-
-  #toPng() {
-    const { width, height } = this.picture.bitmap;
-    const scale = Math.max(1, Math.min(LARGEST_SCALE, SAVED_PX / Math.max(width, height)));
-    const canvas = new OffscreenCanvas(Math.round(width * scale), Math.round(height * scale));
-    this.#draw(canvas.getContext("2d"), scale, Math.max(width, height) / 800);
-    return canvas.convertToBlob({ type: "image/png" });
   }
 }
 
@@ -505,8 +374,4 @@ function flip(on, value, all) {
 function keepOnly(on, value) {
   on.clear();
   return on.add(value);
-}
-
-function clamp(value, most) {
-  return Math.min(Math.max(value, 0), most - 0.01);
 }

@@ -2,6 +2,8 @@
 
 import { key, pathOf } from "./api.js";
 
+const DRAWN = ["detect", "segment"];
+
 export function curl(task, parameters, fileName) {
   const lines = [`curl --data-binary @${quote(fileName)}`];
   if (key.get()) lines.push('-H "Authorization: Bearer $SACCADE_KEY"');
@@ -9,26 +11,25 @@ export function curl(task, parameters, fileName) {
   return lines.join(" \\\n  ");
 }
 
+/** With the project's own client, which waits for a busy server and can draw what it is told. */
 export function python(task, parameters, fileName) {
-  const pairs = Object.entries(parameters).map(([name, value]) => `${JSON.stringify(name)}: ${JSON.stringify(String(value))}`);
   const secured = key.get() !== "";
+  const options = Object.entries(parameters).map(([name, value]) => `${name}=${literal(name, value)}`);
   return [
-    ...(secured ? ["import os"] : []),
-    "from pathlib import Path",
+    "# pip install 'saccade[client]'",
+    ...(secured ? ["import os", ""] : []),
+    "from saccade_client import Client",
     "",
-    "import requests",
-    "",
-    "response = requests.post(",
-    `    ${JSON.stringify(`${location.origin}/v1/${task}`)},`,
-    `    params={${pairs.join(", ")}},`,
-    `    data=Path(${JSON.stringify(fileName)}).read_bytes(),`,
-    ...(secured ? ["    headers={\"Authorization\": f\"Bearer {os.environ['SACCADE_KEY']}\"},"] : []),
-    "    timeout=60,",
-    ")",
-    "response.raise_for_status()",
-    "print(response.json())",
+    `client = Client(${JSON.stringify(location.origin)}${secured ? ', api_key=os.environ["SACCADE_KEY"]' : ""})`,
+    `answer = client.${task}(${[JSON.stringify(fileName), ...options].join(", ")})`,
+    "print(answer.json)",
+    ...(DRAWN.includes(task) ? [`answer.draw().save(${JSON.stringify(`${fileName.replace(/\.\w+$/, "")}-${task}.png`)})`] : []),
     "",
   ].join("\n");
+}
+
+function literal(name, value) {
+  return name === "point" ? `(${value.replace(",", ", ")})` : JSON.stringify(value);
 }
 
 function quote(text) {
