@@ -26,6 +26,9 @@ LAZY = {("service/cli.py", "export")}
 """(file, package) that may be imported inside a function, and nowhere else."""
 QUANTIZER = ("export/to_int8.py", "onnxruntime.quantization")
 """What makes int8 graphs comes with a runtime, but runs nothing that serves."""
+RAY = "service/cluster/application.py"
+IN_RAYS_PROXY = "service/cluster/proxy.py", "starlette"
+"""A middleware, which Ray's own HTTP server takes."""
 ENVIRONMENT_READERS = {
     "service/settings.py": "the settings themselves",
     "service/supervisor.py": "hands its own environment on to its children",
@@ -68,6 +71,10 @@ def forbidden(path: str, name: str, lazy: bool) -> str | None:
         return None if path == own else f"{top} belongs in {own}"
     if top in ("export", "bench") and folder != top:
         return None if lazy and (path, top) in LAZY else f"nobody imports {top}"
+    if top == "ray" and folder != "bench":
+        return None if path == RAY else f"ray belongs in {RAY}"
+    if (path, top) == IN_RAYS_PROXY:
+        return None
     if top in HTTP and not path.startswith(("service/api/", "bench/peers/")):
         return f"{top} belongs in service/api"
     if folder == "models":
@@ -137,6 +144,8 @@ def test_every_file_keeps_the_import_rules() -> None:
         ("service/cli.py", "def bench():\n    import bench"),
         ("service/worker/process.py", "from starlette.requests import Request"),
         ("service/worker/models.py", "import onnxruntime as ort"),
+        ("service/cluster/engine.py", "from ray import serve"),
+        ("service/cluster/front.py", "from starlette.requests import Request"),
         ("service/worker/runtimes/onnx.py", "import openvino"),
         ("service/worker/runtimes/openvino.py", "import onnx"),
         ("export/proof.py", "import onnxruntime"),
@@ -168,6 +177,8 @@ def test_the_rule_catches_a_violation(path: str, source: str) -> None:
         ("service/worker/runtimes/onnx.py", "import onnxruntime as ort"),
         ("service/api/app.py", "from fastapi import FastAPI"),
         ("service/api/app.py", "from . import models"),
+        ("service/cluster/application.py", "from ray import serve"),
+        ("service/cluster/proxy.py", "from starlette.middleware import Middleware"),
         ("bench/peers/fastapi/pool.py", "from fastapi import FastAPI"),
         ("export/proof.py", "from service.worker.runtimes.choose import Choice"),
         ("export/to_int8.py", "from onnxruntime.quantization import quantize_static"),
@@ -213,6 +224,7 @@ def test_nothing_at_top_level_is_called_like_a_dependency() -> None:
 
 def test_every_module_of_the_service_imports_without_what_is_offline() -> None:
     libraries = {f"service.worker.runtimes.{name}": lib for lib, name in RUNTIMES.items()}
+    libraries["service.cluster.application"] = "ray"
     modules = [
         path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for path in sources()

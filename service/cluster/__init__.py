@@ -1,0 +1,1 @@
+"""The same server as replicas on Ray Serve; only ``application`` knows of Ray."""
