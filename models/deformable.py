@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Sampling = Literal["grid_sample", "gather"]
+Sampling = Literal["grid_sample", "gather", "plugin"]
 Grids = Sequence[tuple[int, int]]
 
 
@@ -23,14 +23,36 @@ def sample(
     zero beyond the map. ``weights`` (B, Q, h, L, P) multiply what was read.
 
     The forms give the same numbers. "grid_sample" is one GridSample per map; "gather" reads the
-    four cells around each place by index, for runtimes whose GridSample is slow or wrong.
+    four cells around each place by index, for runtimes whose GridSample is slow or wrong; "plugin"
+    is one operator, ``fused_sample``, which an exporter may turn into that of an inference library.
     Coordinates are fp32 in both, whatever the values are: half precision would move them by a tenth
     of a cell.
     """
     locations, weights = locations.float(), weights.to(values.dtype)
     if form == "gather":
         return _sample_by_gather(values, locations, weights, grids)
+    if form == "plugin":
+        return _sample_by_plugin(values, locations, weights, grids)
     return _sample_by_grid_sample(values, locations, weights, grids)
+
+
+@torch.library.custom_op("saccade::fused_sample", mutates_args=())
+def fused_sample(
+    values: Tensor, grids: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    """``sample`` as one operator, with its inputs in the order that TensorRT's plugin takes them.
+
+    ``grids`` (L, 2) int32 are height and width of the maps, ``starts`` (L,) int32 their first
+    cells; returns (B, Q, h, d).
+    """
+    sides = [(int(height), int(width)) for height, width in grids.tolist()]
+    read = _sample_by_grid_sample(values, locations, weights, sides)
+    return read.unflatten(-1, values.shape[2:]).contiguous()
+
+
+@fused_sample.register_fake
+def _(values: Tensor, grids: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    return values.new_empty(values.shape[0], locations.shape[1], *values.shape[2:])
 
 
 class DeformableAttention(nn.Module):
@@ -158,12 +180,12 @@ def _sample_by_gather(values: Tensor, locations: Tensor, weights: Tensor, grids:
     """
     batch, cells, heads, _ = values.shape
     table = values.transpose(1, 2).flatten(0, 2)  # (B*h*S, d)
-    device = values.device
-    sides = torch.tensor([[w, h] for h, w in grids], dtype=torch.float32, device=device)[:, None]
-    starts = [sum(h * w for h, w in grids[:level]) for level in range(len(grids))]
-    first = torch.tensor(starts, device=device)[:, None]  # (L, 1)
-    pictures = torch.arange(batch, device=device)[:, None, None, None, None]
-    head = torch.arange(heads, device=device)[:, None, None]
+    whole = {"dtype": torch.int32, "device": values.device}  # int64 would be slower on a GPU
+    sides = torch.tensor([[w, h] for h, w in grids], dtype=torch.float32, device=values.device)
+    sides = sides[:, None]
+    first = torch.tensor(_starts(grids), **whole)[:, None]  # (L, 1)
+    pictures = torch.arange(batch, **whole)[:, None, None, None, None]
+    head = torch.arange(heads, **whole)[:, None, None]
     first = first + (pictures * heads + head) * cells  # (B, 1, h, L, 1)
 
     places = locations * sides - 0.5
@@ -178,11 +200,24 @@ def _sample_by_gather(values: Tensor, locations: Tensor, weights: Tensor, grids:
             beyond[..., 1] if step[0] else 1 - beyond[..., 1]
         )
         share = (share * inside).to(values.dtype) * weights
-        column = x.clamp(min=0).minimum(last[..., 0]).long()
-        row = y.clamp(min=0).minimum(last[..., 1]).long()
-        index = first + row * sides[..., 0].long() + column  # (B, Q, h, L, P)
+        column = x.clamp(min=0).minimum(last[..., 0]).int()
+        row = y.clamp(min=0).minimum(last[..., 1]).int()
+        index = first + row * sides[..., 0].int() + column  # (B, Q, h, L, P)
         read = table.index_select(0, index.flatten()).unflatten(0, (-1, *index.shape[1:]))
         term = (read * share[..., None]).flatten(3, 4).sum(dim=3)  # (B, Q, h, d)
         total = term if total is None else total + term
     assert total is not None
     return total.flatten(2)
+
+
+def _sample_by_plugin(values: Tensor, locations: Tensor, weights: Tensor, grids: Grids) -> Tensor:
+    """In fp32 throughout: the plugin's half precision would round the coordinates, too."""
+    sides = torch.tensor(grids, dtype=torch.int32, device=values.device)
+    starts = torch.tensor(_starts(grids), dtype=torch.int32, device=values.device)
+    read: Tensor = fused_sample(values.float(), sides, starts, locations, weights.float())
+    return read.flatten(2).to(values.dtype)
+
+
+def _starts(grids: Grids) -> list[int]:
+    """The first cell of each map."""
+    return [sum(h * w for h, w in grids[:level]) for level in range(len(grids))]

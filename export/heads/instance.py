@@ -16,7 +16,7 @@ MOST_INSTANCES = 100
 
 @dataclass(frozen=True)
 class Instances:
-    """``masks`` (B, T, h, w) uint8, 0 or 1; ``classes`` (B, T) int32, -1 where the row is no
+    """``masks`` (B, T, h, w), bool; ``classes`` (B, T) int32, -1 where the row is no
     instance: its score is below the threshold, no cell is left, or its class is not asked for;
     ``scores`` (B, T); ``queries`` (B, T) int32.
     """
@@ -51,7 +51,7 @@ def pairs_of_query_and_class(
     valid = (
         (scores >= threshold[:, None]) & (area.gather(1, queries) > 0) & by_class(allowed, classes)
     )
-    return _rows(_rows_of(inside.to(torch.uint8), queries), valid, classes, scores, queries)
+    return _rows(_rows_of(inside, queries), valid, classes, scores, queries)
 
 
 def best_class_of_query(
@@ -64,7 +64,7 @@ def best_class_of_query(
     inside = (masks.sigmoid() > 0.5) & seen
     valid = (scores >= threshold[:, None]) & inside.flatten(2).any(dim=-1)
     queries = torch.arange(logits.shape[1], device=logits.device).expand_as(classes)
-    return _rows(inside.to(torch.uint8), valid, classes, scores, queries)
+    return _rows(inside, valid, classes, scores, queries)
 
 
 def laid_over(instances: Instances) -> Instances:
@@ -72,12 +72,11 @@ def laid_over(instances: Instances) -> Instances:
     count = instances.masks.shape[1]
     numbers = torch.arange(1, count + 1, dtype=torch.int32, device=instances.masks.device)
     heights = torch.where(instances.classes >= 0, numbers, 0)
-    top = (instances.masks * heights[..., None, None]).amax(dim=1, keepdim=True)
-    masks = (instances.masks > 0) & (top == numbers[:, None, None])
+    laid = torch.where(instances.masks, heights[..., None, None], 0)
+    top = laid.amax(dim=1, keepdim=True)
+    masks = instances.masks & (top == numbers[:, None, None])
     valid = (instances.classes >= 0) & masks.flatten(2).any(dim=-1)
-    return _rows(
-        masks.to(torch.uint8), valid, instances.classes, instances.scores, instances.queries
-    )
+    return _rows(masks, valid, instances.classes, instances.scores, instances.queries)
 
 
 def from_panoptic(panoptic: Panoptic) -> Instances:
@@ -85,7 +84,7 @@ def from_panoptic(panoptic: Panoptic) -> Instances:
     numbers = torch.arange(panoptic.classes.shape[1], device=panoptic.map.device)
     masks = panoptic.map[:, None] == numbers[:, None, None] + 1
     return _rows(
-        masks.to(torch.uint8),
+        masks,
         panoptic.classes >= 0,
         panoptic.classes,
         panoptic.scores,

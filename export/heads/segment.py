@@ -92,6 +92,8 @@ class Merge(nn.Module):
         if "instance" in self.modes:
             instances = self._instances(logits, masks, seen, threshold, overlap_threshold)
             merged |= _named("instance", instances)
+            # Last, since TensorRT knows bytes as inputs and outputs only.
+            merged["instance_masks"] = merged["instance_masks"].to(torch.uint8)
         if "semantic" in self.modes:
             merged["semantic_map"] = _semantic(logits, masks, seen[:, 0])
         return merged
