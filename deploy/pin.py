@@ -1,9 +1,12 @@
-"""Rewrites ``constraints.txt``: the exact version of everything that serving installs.
+"""Rewrites a list of the exact versions of everything that an image installs.
 
 ``python deploy/pin.py`` in an environment where ``pip install -e '.[cpu]'`` and the tests have run:
-what is pinned is what was tested. An image installs with ``pip install -c deploy/constraints.txt``.
+what is pinned is what was tested. ``python deploy/pin.py gpu`` and ``export`` write the lists of
+the other images, where those extras are installed. A list is complete: an image installs it with
+``pip install --no-deps --requirement``.
 """
 
+import sys
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import distribution
@@ -12,25 +15,31 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-CONSTRAINTS = Path(__file__).with_name("constraints.txt")
+FILES = {
+    "cpu": "constraints.txt",
+    "gpu": "constraints-gpu.txt",
+    "export": "constraints-export.txt",
+}
+"""By extra, which is also the name of the image."""
 HEADER = (
-    "# What the serving image installs, in the versions that were tested.\n"
+    "# What the {extra} image installs, in the versions that were tested.\n"
     "# Written by deploy/pin.py; change pyproject.toml, install, test, and run that.\n"
 )
 
 
 def main() -> None:
-    """Write the file."""
-    versions = closure(serving_dependencies())
+    """Write the list of the extra that is named first, or of ``cpu``."""
+    extra = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+    versions = closure(dependencies(extra))
     lines = [f"{name}=={version}\n" for name, version in sorted(versions.items())]
-    CONSTRAINTS.write_text(HEADER + "".join(lines))
+    Path(__file__).with_name(FILES[extra]).write_text(HEADER.format(extra=extra) + "".join(lines))
 
 
-def serving_dependencies() -> list[Requirement]:
-    """What pyproject.toml asks for where models are served on processors."""
+def dependencies(extra: str) -> list[Requirement]:
+    """What pyproject.toml asks for, with one of its extras."""
     pyproject = Path(__file__).parents[1] / "pyproject.toml"
     project = tomllib.loads(pyproject.read_text())["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    lines = [*project["dependencies"], *project["optional-dependencies"][extra]]
     return [Requirement(line) for line in lines]
 
 
@@ -50,7 +59,7 @@ def closure(wanted: Iterable[Requirement]) -> dict[str, str]:
         seen.add(asked)
         name, extra = asked
         installed = distribution(name)
-        versions[name] = installed.version
+        versions[name] = installed.version.split("+")[0]  # a build of PyTorch is not its release
         for line in installed.requires or ():
             needed = Requirement(line)
             if _applies(needed, extra):

@@ -10,34 +10,54 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from deploy.pin import closure, serving_dependencies
+from deploy.pin import FILES, closure, dependencies
 from tests.test_layering import sources
 
 ROOT = Path(__file__).parents[1]
-CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PICKLE_TO_THEIR_CHILDREN = {"multiprocessing", "concurrent.futures.ProcessPoolExecutor"}
 """What the training tools may use, and nothing that serves."""
 
 
-def pins() -> dict[str, str]:
-    lines = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#")]
-    return dict(line.split("==") for line in lines)
+def pinned_lines(extra: str) -> list[str]:
+    text = (ROOT / "deploy" / FILES[extra]).read_text()
+    return [line for line in text.splitlines() if not line.startswith("#")]
 
 
-@pytest.mark.parametrize("wanted", serving_dependencies(), ids=lambda wanted: wanted.name)
-def test_every_dependency_of_serving_is_pinned_to_a_version_that_it_allows(
-    wanted: Requirement,
-) -> None:
-    pinned = pins()[canonicalize_name(wanted.name)]
-    assert pinned in wanted.specifier
+def pins(extra: str) -> dict[str, str]:
+    return dict(line.split("==") for line in pinned_lines(extra))
 
 
-def test_constraints_are_exact_versions_in_order_and_nothing_else() -> None:
-    lines = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#")]
+@pytest.mark.parametrize("extra", FILES)
+def test_every_dependency_of_an_image_is_pinned_to_a_version_that_it_allows(extra: str) -> None:
+    pinned = pins(extra)
+    wrong = [
+        str(wanted)
+        for wanted in dependencies(extra)
+        if pinned.get(canonicalize_name(wanted.name), "none") not in wanted.specifier
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("extra", FILES)
+def test_constraints_are_exact_versions_in_order_and_nothing_else(extra: str) -> None:
+    lines = pinned_lines(extra)
     assert [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==[0-9][\w.]*", line)] == []
     assert lines == sorted(lines, key=lambda line: line.split("==")[0])
-    assert not {"torch", "transformers", "onnx", "pytest"} & pins().keys()
+
+
+def test_what_serves_brings_nothing_that_trains_converts_or_tests() -> None:
+    others = {"torch", "transformers", "onnx", "pytest"}
+    assert not others & pins("cpu").keys()
+    assert not others & pins("gpu").keys()
+    assert "torch" in pins("export")
+
+
+def test_images_share_the_versions_of_what_they_share() -> None:
+    cpu = pins("cpu")
+    for extra in ("gpu", "export"):
+        other = pins(extra)
+        assert {name for name in cpu.keys() & other.keys() if cpu[name] != other[name]} == set()
 
 
 def test_the_closure_follows_dependencies_and_the_extras_that_are_asked_for(
@@ -85,17 +105,24 @@ def _is_under_a_pickler(name: str) -> bool:
 
 
 def stages() -> dict[str, str]:
-    """The Dockerfile's stages by name."""
+    """The Dockerfile's stages by name, in order."""
     text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
     return {part.split()[2]: part for part in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]}
 
 
-def test_the_image_installs_what_is_pinned_and_serves_without_root() -> None:
-    build, serve = stages()["build"], stages()["cpu"]
-    assert re.search(r"pip install .*--constraint deploy/constraints\.txt '\.\[cpu\]'", build)
-    assert "pip install" not in serve, "what serves has no installer to run"
-    assert re.findall(r"^USER (\S+)", serve, flags=re.MULTILINE) == ["10001"]
-    assert serve.index("\nUSER ") < serve.index("\nENTRYPOINT ")
+@pytest.mark.parametrize("target", FILES)
+def test_an_image_installs_what_is_pinned_and_runs_without_root(target: str) -> None:
+    build, image = stages()[f"build-{target}"], stages()[target]
+    assert re.search(
+        rf"pip install .*--requirement deploy/{re.escape(FILES[target])}$", build, re.M
+    )
+    assert "pip check" in build, "the list is complete"
+    assert "pip" not in image, "what is run is installed elsewhere"
+    assert re.findall(r"^USER (\S+)", image, flags=re.MULTILINE) == ["10001"]
+
+
+def test_a_build_that_names_no_target_makes_the_image_for_processors() -> None:
+    assert list(stages())[-1] == "cpu"
 
 
 def test_nothing_that_is_read_can_run() -> None:
