@@ -77,8 +77,8 @@ class Engine:
         self._models = WatchedModels(settings, self.metrics)
         self._changing = threading.Lock()  # as Models asks
 
-    def first_models(self, most: int) -> list[str]:
-        """The ids of the models to load before the first picture, at most so many.
+    def first_models(self, most: int | None) -> list[str]:
+        """The ids of the models to load before the first picture, at most so many, None for all.
 
         Raises:
             BadBundle: the repository cannot be read.

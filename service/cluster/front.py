@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any, cast
 
-from service.api.app import FIRST_WORD_S, State, assemble
+from service.api.app import State, assemble
 from service.api.serving import Serving
 from service.bundle import load_repository
 from service.cluster.link import EngineLink, Engines
@@ -34,7 +34,7 @@ def create_front(settings: Settings, engines: Engines, metrics: Metrics) -> App:
         link = EngineLink(engines, metrics, lambda state: serving.hear(state))
         serving = Serving(settings, bundles, cast(WorkerLink, link), metrics)
         await link.start()
-        await link.hear(FIRST_WORD_S)
+        await link.hear()  # requests come as soon as we are here, and must find us ready
         yield State(serving=serving)
         await link.close()
         serving.close()

@@ -79,11 +79,9 @@ class EngineLink:
         """Begin to ask how the engines are; returns at once."""
         self._watching = asyncio.create_task(self._watch(), name="engine link")
 
-    async def hear(self, within_s: float) -> None:
-        """Return when an engine has told its state, or after ``within_s``."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
-                await self._heard.wait()
+    async def hear(self) -> None:
+        """Return when an engine has told its state."""
+        await self._heard.wait()
 
     async def close(self) -> None:
         """Ask no more."""

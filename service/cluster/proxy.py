@@ -38,7 +38,7 @@ class RepeatLost:
             nonlocal answered
             answered = True
             if message["type"] == "http.response.start":
-                message = message | {"headers": _one_request_id(message["headers"])}
+                message = {**message, "headers": _one_request_id(message["headers"])}
             await send(message)
 
         for tries in range(MAX_TRIES):

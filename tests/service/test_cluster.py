@@ -130,7 +130,7 @@ def test_the_link_is_ready_when_an_engine_has_spoken() -> None:
         link = link_to(Scripted(ANSWER), states.append)
         assert not link.state.answers()
         await link.start()
-        await link.hear(5.0)
+        await link.hear()
         assert link.was_ready
         assert link.state.answers()
         assert link.state.passes(1.0)
@@ -156,7 +156,7 @@ def test_engines_that_cannot_be_reached_are_asked_again(monkeypatch: pytest.Monk
     async def run() -> bool:
         link = link_to(Shy())
         await link.start()
-        await link.hear(5.0)
+        await link.hear()
         await link.close()
         return link.was_ready
 
@@ -312,7 +312,7 @@ def through_the_proxy(frail: Frail, *messages: Message) -> list[Message]:
         sent.append(message)
 
     scope: Scope = {"type": "http", "headers": []}
-    asyncio.run(RepeatLost(frail)(scope, receive, send))  # type: ignore[arg-type]
+    asyncio.run(RepeatLost(frail)(scope, receive, send))
     return sent
 
 
@@ -352,4 +352,5 @@ def test_a_body_too_large_to_keep_is_sent_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_ray_is_told_of_the_middleware() -> None:
-    assert [middleware.cls for middleware in proxy.middlewares()] == [RepeatLost]
+    classes: list[Any] = [middleware.cls for middleware in proxy.middlewares()]
+    assert classes == [RepeatLost]
