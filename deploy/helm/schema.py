@@ -1,7 +1,7 @@
 """Rewrites the part of the chart's ``values.schema.json`` that follows from the server's settings.
 
-``python -m deploy.helm.schema`` after a setting was added or its bounds changed. The other parts are
-written by hand.
+``python -m deploy.helm.schema`` after a setting was added or its bounds changed. The other parts
+are written by hand.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Rewrites the plain manifests beside this file: what the chart makes of each file in ``values``.
 
 ``python -m deploy.kubernetes.render`` after a change of the chart; needs ``pip install
-helm-python-sdk``, which is Helm as a library. Each manifest bears the digest of what it was made of,
-so that a stale one is seen where Helm is not.
+helm-python-sdk``, which is Helm as a library. Each manifest bears the digest of what it was made
+of, so that a stale one is seen where Helm is not.
 """
 
 import hashlib

@@ -72,15 +72,6 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if or .Values.models.existingClaim .Values.models.volume .Values.models.pull -}}true{{- end -}}
 {{- end -}}
 
-{{- /* A pod's GPUs, so that it does not start, instead of falling back, where there are none. */ -}}
-{{- define "saccade.device" -}}
-{{- if gt (int .Values.gpu.count) 1 -}}
-{{- $each := list -}}
-{{- range $i := until (int .Values.gpu.count) }}{{ $each = append $each (printf "cuda:%d" $i) }}{{ end -}}
-{{- join "," $each -}}
-{{- else -}}cuda{{- end -}}
-{{- end -}}
-
 {{- define "saccade.scheme" -}}
 {{- ternary "HTTPS" "HTTP" (not (empty .Values.tls.secretName)) -}}
 {{- end -}}
@@ -101,7 +92,8 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- define "saccade.settings" -}}
 {{- $all := dict "cache" "/var/cache/saccade" "drain_delay_s" (include "saccade.drainDelay" .) -}}
 {{- if include "saccade.hasModels" . }}{{ $_ := set $all "repository" "/models" }}{{ end -}}
-{{- if .Values.gpu.enabled }}{{ $_ := set $all "device" (include "saccade.device" .) }}{{ end -}}
+{{- /* Every GPU of the pod; without any it does not start, instead of falling back. */ -}}
+{{- if .Values.gpu.enabled }}{{ $_ := set $all "device" "cuda" }}{{ end -}}
 {{- range $kind, $entry := fromJson (include "saccade.keyEntries" .) -}}
 {{- $_ := set $all (printf "%s_keys_file" $kind) (printf "/etc/saccade/keys/%s" $entry) -}}
 {{- end -}}
