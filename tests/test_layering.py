@@ -14,7 +14,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("models", "export", "service", "bench", "saccade_client")
-RUNTIMES = {"onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
+RUNTIMES = {
+    "onnxruntime": ("onnx", "onnx_cuda"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "pynvml": ("nvml",),
+}
+"""Libraries that not every installation has, and the files that speak to each."""
 OFFLINE = ("torch", "torchvision", "transformers", "timm", "safetensors", "onnx", "onnxscript")
 HTTP = ("fastapi", "starlette", "uvicorn")
 FILE_LIBRARIES = ("safetensors", "huggingface_hub", "yaml")  # the last for what the second raises
@@ -67,8 +73,8 @@ def forbidden(path: str, name: str, lazy: bool) -> str | None:
     if path == QUANTIZER[0] and is_under(name, QUANTIZER[1]):
         return None
     if top in RUNTIMES and folder != "bench":
-        own = f"service/worker/runtimes/{RUNTIMES[top]}.py"
-        return None if path == own else f"{top} belongs in {own}"
+        own = [f"service/worker/runtimes/{name}.py" for name in RUNTIMES[top]]
+        return None if path in own else f"{top} belongs in {' and '.join(own)}"
     if top in ("export", "bench") and folder != top:
         return None if lazy and (path, top) in LAZY else f"nobody imports {top}"
     if top == "ray" and folder != "bench":
@@ -210,7 +216,7 @@ def test_nothing_at_top_level_is_called_like_a_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].values()
     wanted = [*project["dependencies"], *itertools.chain.from_iterable(extras)]
-    imported_as = {"pillow": "PIL", "pyzmq": "zmq", "onnxruntime_gpu": "onnxruntime"}
+    imported_as = {"pillow": "PIL", "onnxruntime_gpu": "onnxruntime"}
     names = set()
     for requirement in wanted:
         name = requirement.partition(">")[0].partition(";")[0].partition("[")[0].strip()
@@ -218,12 +224,14 @@ def test_nothing_at_top_level_is_called_like_a_dependency() -> None:
         names |= {name, imported_as.get(name, name)}
     ours = {path.stem for path in ROOT.iterdir() if path.is_dir() or path.suffix == ".py"}
     assert {"service", "models", "export"} <= ours
-    assert {"fastapi", "torch", "zmq", "PIL"} <= names
+    assert {"fastapi", "torch", "PIL"} <= names
     assert ours & ((names - {"saccade"}) | sys.stdlib_module_names) == set()
 
 
 def test_every_module_of_the_service_imports_without_what_is_offline() -> None:
-    libraries = {f"service.worker.runtimes.{name}": lib for lib, name in RUNTIMES.items()}
+    libraries = {
+        f"service.worker.runtimes.{name}": lib for lib, names in RUNTIMES.items() for name in names
+    }
     libraries["service.cluster.application"] = "ray"
     modules = [
         path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")

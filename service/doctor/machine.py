@@ -18,7 +18,7 @@ from service.worker.runtimes.instructions import CPUINFO
 
 PACKAGES = (
     *("saccade", "numpy", "pillow", "simplejpeg", "cykooz-resizer", "uvicorn", "uvloop"),
-    *("httptools", "fastapi", "pyzmq", "onnxruntime", "onnxruntime-gpu", "openvino"),
+    *("httptools", "fastapi", "onnxruntime", "onnxruntime-gpu", "openvino"),
 )
 """Those whose version explains an answer or its speed."""
 RUNTIMES = ("openvino", "onnxruntime")

@@ -11,10 +11,8 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
-
-import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from service import errors
 from service.errors import (
@@ -26,13 +24,15 @@ from service.errors import (
     WorkerLost,
 )
 from service.worker import wire
+from service.worker.lines import Caller, call
 from service.worker.pulse import PEER_BYTES, pulse_beside
-from service.worker.quarantine import quarantine_beside
+from service.worker.quarantine import Quarantine, quarantine_beside
 from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group
 
 MAX_STRIKES = 2  # worker deaths during its own batch after which a picture is quarantined
 SILENCE_S = 5.0  # statuses come every second
+CALL_AGAIN_S = 0.02
 
 _QUARANTINED = (
     f"the worker died {MAX_STRIKES} times while it ran this picture; it will not be tried again. "
@@ -68,6 +68,9 @@ class WorkerState:
     phases: list[tuple[str, float]] = field(default_factory=list)
     """What the worker did to get ready, and when it began each."""
 
+    devices: dict[str, bool] = field(default_factory=dict)
+    """Where there are several workers: whether that of each device answers."""
+
     def answers(self) -> bool:
         """Ready, and not silent: a stopped process keeps its socket and says nothing more."""
         return self.ready and time.monotonic() - self.heard_s < SILENCE_S
@@ -77,6 +80,14 @@ class WorkerState:
         before the first.
         """
         return self.passed_s is None or time.monotonic() - self.passed_s < within_s
+
+
+class AnotherWorker(Exception):
+    """This worker is away, and another is there; the picture was running in so many deaths."""
+
+    def __init__(self, strikes: int) -> None:
+        super().__init__(strikes)
+        self.strikes = strikes
 
 
 @dataclass
@@ -96,16 +107,27 @@ class WorkerLink:
     heartbeats. Pictures that were running when it died, as its pulse tells, are run alone the next
     time, with nothing else beside them; one that was running in ``MAX_STRIKES`` deaths is
     quarantined.
+
+    Where ``others`` says that another worker could run them, ``infer`` raises AnotherWorker instead
+    of waiting for the successor.
     """
 
-    def __init__(self, endpoint: str, on_change: Callable[[WorkerState], None]) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        on_change: Callable[[WorkerState], None],
+        others: Callable[["WorkerLink"], bool] = lambda link: False,
+        quarantine: Quarantine | None = None,
+    ) -> None:
         self.state = WorkerState()
         self.was_ready = False
-        self._endpoint = endpoint
+        self._path = Path(endpoint.removeprefix("ipc://"))
         self._on_change = on_change
+        self._others = others
         self._pulse = pulse_beside(endpoint)
-        self._quarantine = quarantine_beside(endpoint)
-        self._context = zmq.Context()
+        self._quarantine = quarantine or quarantine_beside(endpoint)
+        self._line: Caller | None = None
+        self._closed = False
         self._pending: dict[int, _Pending] = {}
         self._changes: dict[int, asyncio.Future[None]] = {}
         self._ids = itertools.count(1)
@@ -133,7 +155,7 @@ class WorkerLink:
         for pending in list(self._pending.values()):
             _fail(pending, WorkerLost("the server is shutting down"))
         self._fail_changes("the server is shutting down")
-        self._context.destroy(linger=0)
+        self._closed = True
         self._pulse.close()
 
     @property
@@ -149,20 +171,24 @@ class WorkerLink:
         outputs: tuple[str, ...] | None = None,
         client: str = "",
         priority: int = 0,
+        strikes: int = 0,
+        accepted: bool = False,
     ) -> Result:
         """Run one picture in whatever batch it fits; ``deadline_s`` is on the monotonic clock,
         ``outputs`` are those to bring back, None for all, and ``client`` takes turns with others;
-        of its own pictures those of ``priority`` 1 come first and those of 0 last.
+        of its own pictures those of ``priority`` 1 come first and those of 0 last. ``strikes``
+        are other workers' deaths of which it is suspected, and ``accepted`` it was by such a one.
 
         While the worker is away the picture waits for its successor. Cancelling this coroutine
         takes the picture off the worker's queue.
 
         Raises:
             NotReady: the link is closed.
+            AnotherWorker: this one died, and the picture should be sent to another.
             Quarantined: workers died of these inputs before.
             Overloaded, DeadlineExceeded, RuntimeFailed, WorkerLost: as their names say.
         """
-        if self._context.closed:
+        if self._closed:
             raise NotReady(f"{self.state.phase}; try again soon")
         if self._quarantine.holds(group, inputs):
             raise Quarantined(_QUARANTINED)
@@ -176,12 +202,14 @@ class WorkerLink:
             "canvas": group.canvas,
             "outputs": outputs,
             "deadline_s": deadline_s,
-            "alone": False,
+            "alone": strikes > 0,
             "client": client,
             "priority": priority,
         }
+        if accepted:
+            header["accepted"] = True
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        pending = self._pending[job_id] = _Pending(group, header, inputs, answer)
+        pending = self._pending[job_id] = _Pending(group, header, inputs, answer, strikes=strikes)
         try:
             if self.state.ready:
                 self._send_job(pending)
@@ -218,57 +246,21 @@ class WorkerLink:
 
     async def _stay_connected(self) -> None:
         while True:
-            self._socket = self._context.socket(zmq.DEALER)
-            self._socket.setsockopt(zmq.SNDHWM, 0)
-            self._socket.setsockopt(zmq.RCVHWM, 0)
+            try:
+                line = await call(self._path, self._handle)
+            except OSError:
+                await asyncio.sleep(CALL_AGAIN_S)
+                continue
             # By this name the pulse tells our jobs from those of other processes.
-            self._name = b"a" + secrets.token_bytes(PEER_BYTES - 1)
-            self._socket.setsockopt(zmq.IDENTITY, self._name)
-            self._monitor = self._socket.get_monitor_socket(
-                zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED
-            )
-            self._disconnected = asyncio.Event()
-            readers = {
-                int(self._socket.getsockopt(zmq.FD)): self._receive,
-                int(self._monitor.getsockopt(zmq.FD)): self._hear_connection,
-            }
-            for descriptor, reader in readers.items():
-                self._loop.add_reader(descriptor, reader)
-            self._socket.connect(self._endpoint)
-            self._hear_connection()  # a descriptor announces nothing before it was looked at
+            self._name = secrets.token_bytes(PEER_BYTES)
+            self._line = line
+            self._send({"type": "hello", "name": self._name.hex()})
             try:
-                await self._disconnected.wait()
+                await line.lost.wait()
             finally:
-                for descriptor in readers:
-                    self._loop.remove_reader(descriptor)
-                self._socket.disable_monitor()
-                self._monitor.close(linger=0)
-                # A new socket each time: what lies unsent in the old one must not reach the
-                # successor twice.
-                self._socket.close(linger=0)
+                self._line = None
+                line.close()
             self._lose_worker()
-
-    def _hear_connection(self) -> None:
-        while _has_message(self._monitor):
-            event = recv_monitor_message(self._monitor)["event"]
-            if event == zmq.EVENT_CONNECTED:
-                self._send({"type": "hello"})
-            elif event == zmq.EVENT_DISCONNECTED:
-                self._disconnected.set()
-
-    def _receive(self) -> None:
-        """Take all that has come.
-
-        Plain sockets on their descriptors, as ``zmq.asyncio`` makes a future and several callbacks
-        for every message. A descriptor announces a change only once, and sending may swallow the
-        announcement: so this runs after every send too, and leaves nothing.
-        """
-        while _has_message(self._socket):
-            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            try:
-                self._handle(*wire.unpack([frame.buffer for frame in frames]))
-            except Exception:
-                _log.exception("message from the worker")  # a bug of ours; the loop goes on
 
     def _handle(self, header: wire.Header, arrays: Arrays) -> None:
         kind = header["type"]
@@ -310,8 +302,13 @@ class WorkerLink:
     def _lose_worker(self) -> None:
         passed_s = self.state.passed_s  # else a worker that dies all the time would look alive
         self.state = WorkerState(phase="the worker died and is being restarted", passed_s=passed_s)
+        self._strike()
         self._on_change(self.state)
         self._fail_changes("the worker died during the change; what was served before will be")
+        self.give_away()
+
+    def _strike(self) -> None:
+        """Suspect what ran when the worker died, and condemn what did so again."""
         ran = self._pulse.running(self._name)
         for job_id, pending in self._pending.items():
             pending.sent = False
@@ -327,6 +324,14 @@ class WorkerLink:
                 self._quarantine.condemn(pending.group, pending.inputs)
                 _fail(pending, Quarantined(_QUARANTINED))
 
+    def give_away(self) -> None:
+        """Have others run what waits for a successor, where there are any."""
+        if not self._others(self):
+            return
+        for pending in self._pending.values():
+            if not pending.answer.done():
+                pending.answer.set_exception(AnotherWorker(pending.strikes))
+
     def _fail_changes(self, reason: str) -> None:
         """A load that killed the worker is not tried again by itself."""
         for change in self._changes.values():
@@ -338,13 +343,8 @@ class WorkerLink:
         self._send(pending.header, pending.inputs)
 
     def _send(self, header: wire.Header, arrays: Arrays | None = None) -> None:
-        # Without a high-water mark a send never waits.
-        self._socket.send_multipart(wire.pack(header, arrays), copy=False)
-        self._loop.call_soon(self._receive)
-
-
-def _has_message(socket: "zmq.Socket[bytes]") -> bool:
-    return not socket.closed and bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        if self._line is not None:
+            self._line.send(header, arrays)
 
 
 def _fail(pending: _Pending, error: ServiceError) -> None:

@@ -1,6 +1,7 @@
 """The API's end of the line, against a worker that does what each test says."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -9,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmq
-import zmq.asyncio
 
 from service.errors import (
     CannotLoad,
@@ -44,32 +43,51 @@ class FakeWorker:
     """The other end of the line, message by message."""
 
     def __init__(self, folder: Path) -> None:
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.bind(endpoint_of(folder))
+        path = folder / "w"
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._listener.setblocking(False)
+        self._lines: list[socket.socket] = []
+        self._reader = wire.Reader()
         self.peer = b""
         self.passed_s: float | None = None
         self._pulse = pulse_beside(endpoint_of(folder))
         self._pulse.begin()
 
+    async def accept(self) -> None:
+        """Speak to the next that calls from now on."""
+        self._lines.append((await asyncio.get_running_loop().sock_accept(self._listener))[0])
+
     async def receive(self) -> tuple[dict[str, Any], Arrays]:
-        self.peer, *frames = await self._socket.recv_multipart()
-        return wire.unpack(frames)
+        if not self._lines:
+            await self.accept()
+        while True:
+            loop = asyncio.get_running_loop()
+            count = await loop.sock_recv_into(self._lines[-1], self._reader.buffer)
+            assert count, "the link hung up"
+            if (message := self._reader.filled(count)) is not None:
+                return message
 
     async def send(self, arrays: Arrays | None = None, **header: Any) -> None:
-        await self._socket.send_multipart([self.peer, *wire.pack(header, arrays)])
+        await self.send_bytes(*wire.pack(header, arrays))
 
-    async def send_bytes(self, *frames: bytes) -> None:
-        await self._socket.send_multipart([self.peer, *frames])
+    async def send_bytes(self, *frames: wire.Frame) -> None:
+        await asyncio.get_running_loop().sock_sendall(self._lines[-1], b"".join(frames))
 
     async def status(self, ready: bool, phase: str = "ready") -> None:
         about: dict[str, Any] = {"passed_s": self.passed_s, "phases": [[phase, 1.0]]}
         models = RUNNING if ready else {}
         await self.send(type="status", ready=ready, phase=phase, models=models, **about)
 
-    async def welcome(self) -> None:
+    async def hear_hello(self) -> None:
         header, _ = await self.receive()
-        assert header == {"type": "hello"}
+        assert header["type"] == "hello"
+        self.peer = bytes.fromhex(header["name"])
+
+    async def welcome(self) -> None:
+        await self.hear_hello()
         await self.status(ready=True)
 
     async def answer(self, job_id: int, value: float, batch_size: int = 1) -> None:
@@ -82,7 +100,9 @@ class FakeWorker:
         self._pulse.run(1.0, [(self.peer, job_id) for job_id in ids])
 
     def die(self) -> None:
-        self._context.destroy(linger=0)
+        self._listener.close()
+        for line in self._lines:
+            line.close()
         self._pulse.close()
 
 
@@ -243,7 +263,7 @@ def test_nothing_is_sent_before_the_worker_is_ready_and_the_phase_is_told(tmp_pa
         worker, line = FakeWorker(tmp_path), Line(tmp_path)
         assert line.link.state.phase == "waiting for the worker"
         await line.link.start()
-        assert (await worker.receive())[0] == {"type": "hello"}
+        await worker.hear_hello()
         await worker.status(ready=False, phase="compiling vit")
         assert (await line.until(ready=False)).phase == "compiling vit"
         asked = line.infer(5)
@@ -377,8 +397,8 @@ def test_messages_that_concern_nobody_or_make_no_sense_are_survived(tmp_path: Pa
             header, _ = await worker.receive()
             await worker.answer(999, 1.0)
             await worker.send(type="error", id=999, kind="NotReady", message="x", facts={})
-            await worker.send_bytes(b"not json")
-            await worker.send_bytes(b'{"type": "result", "id": 1, "arrays": [["x", "<f4", [1]]]}')
+            for nonsense in (b"not json", b'{"type": "result", "arrays": [["x", "<f4", [1]]]}'):
+                await worker.send_bytes(wire.PREFIX.pack(len(nonsense), 0), nonsense)
             await worker.answer(header["id"], 0.5)
             await worker.answer(header["id"], 0.75)  # a second answer changes nothing
             assert (await asked).outputs["scores"].tolist() == [0.5]
@@ -493,6 +513,7 @@ def test_what_was_condemned_is_refused_at_once_by_every_process(tmp_path: Path) 
                 await line.infer(9)
             other = Line(tmp_path)
             await other.link.start()
+            await worker.accept()
             await worker.welcome()
             await other.until(ready=True)
             with pytest.raises(Quarantined):

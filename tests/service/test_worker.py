@@ -2,6 +2,7 @@
 
 import itertools
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmq
 
 from service.errors import BadBundle, CannotLoad, NotReady
 from service.metrics import Metrics
@@ -109,29 +109,35 @@ class FakeModels:
 class Peer:
     """One API process, message by message."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> None:
+    def __init__(self, endpoint: str) -> None:
         self._name = secrets.token_bytes(PEER_BYTES)
         self._pulse = pulse_beside(endpoint)
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IDENTITY, self._name)
-        self._socket.connect(endpoint)
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(PATIENCE_S)
+        self._socket.connect(endpoint.removeprefix("ipc://"))
+        self._reader = wire.Reader()
         self.close = self._socket.close
+        self.hello()
+        self.receive("status")
 
-    def send(self, **header: Any) -> None:
-        self._socket.send_multipart(wire.pack(header))
+    def hello(self) -> None:
+        self.send(type="hello", name=self._name.hex())
+
+    def send(self, arrays: Arrays | None = None, **header: Any) -> None:
+        self._socket.sendall(b"".join(wire.pack(header, arrays)))
 
     def infer(self, job_id: int, value: int, **fields: Any) -> None:
         header = {"type": "infer", "id": job_id, "model": "vit", "graph": "serve", "canvas": "1x1"}
         header |= {"deadline_s": time.monotonic() + PATIENCE_S, "alone": False, "outputs": None}
         header |= fields
-        self._socket.send_multipart(wire.pack(header, {"x": np.array(value, np.int32)}))
+        self.send({"x": np.array(value, np.int32)}, **header)
 
     def receive(self, *kinds: str) -> tuple[dict[str, Any], Arrays]:
         """The next message of these kinds."""
-        while self._socket.poll(int(PATIENCE_S * 1000)):
-            header, arrays = wire.unpack(self._socket.recv_multipart())
-            if header["type"] in kinds:
-                return header, arrays
+        while count := self._socket.recv_into(self._reader.buffer):
+            message = self._reader.filled(count)
+            if message is not None and message[0]["type"] in kinds:
+                return message
         raise AssertionError(f"no {kinds} came")
 
     def answers(self, count: int) -> dict[int, dict[str, Any]]:
@@ -151,9 +157,12 @@ class Peer:
             time.sleep(0.001)
 
     def wait_until_heard(self) -> None:
-        """Come back when the worker has dealt with all that was sent before."""
-        self.send(type="hello")
-        self.receive("status")
+        """Come back when the worker has dealt with all that was sent before, and measured it: the
+        second answer is of another round.
+        """
+        for _ in range(2):
+            self.hello()
+            self.receive("status")
 
 
 class Rig:
@@ -168,14 +177,13 @@ class Rig:
         self.ended: list[BaseException] = []
         self._peers: list[Peer] = []
         self._worker = Worker(settings, self.models, self.metrics, self.endpoint)  # type: ignore[arg-type]
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._thread = threading.Thread(target=self._serve)
 
     def start(self) -> None:
         self._thread.start()
 
     def peer(self) -> Peer:
-        self._peers.append(Peer(self._context, self.endpoint))
+        self._peers.append(Peer(self.endpoint))
         return self._peers[-1]
 
     def value_of(self, name: str, **labels: str) -> float | None:
@@ -192,8 +200,7 @@ class Rig:
             self.peer().infer(0, FATAL, alone=True)
         self.join()
         for peer in self._peers:
-            peer.close(linger=0)
-        self._context.destroy(linger=0)
+            peer.close()
 
     def _serve(self) -> None:
         try:
@@ -445,7 +452,7 @@ def test_it_tells_its_phase_and_is_ready_only_after_loading(tmp_path: Path) -> N
     rig.models.may_load.clear()
     rig.start()
     peer = rig.peer()
-    peer.send(type="hello")
+    peer.hello()
     seen = [peer.receive("status")[0]]
     while seen[-1]["phase"] != "warming up vit":
         seen.append(peer.receive("status")[0])
@@ -495,7 +502,7 @@ def test_a_batch_thread_that_ends_takes_the_worker_with_it(tmp_path: Path) -> No
 def test_the_state_is_told_again_and_again(tmp_path: Path) -> None:
     with running(tmp_path) as rig:
         peer = rig.peer()
-        peer.send(type="hello")
+        peer.hello()
         while not peer.receive("status")[0]["ready"]:
             pass
         assert peer.receive("status")[0]["ready"]
@@ -574,7 +581,7 @@ def test_a_change_is_told_to_everyone_before_it_is_answered(tmp_path: Path) -> N
     with running(tmp_path) as rig:
         peer, other = rig.peer(), rig.peer()
         for one in (peer, other):
-            one.send(type="hello")
+            one.hello()
             while not one.receive("status")[0]["ready"]:
                 pass
         peer.send(type="load", id=7, model="vit", version="2")
@@ -625,7 +632,7 @@ def test_models_that_cannot_be_loaded_are_told_and_the_worker_is_not_ready_witho
     rig.models.failed, rig.models.able = {"vit": "weights.bin is missing"}, False
     rig.start()
     peer = rig.peer()
-    peer.send(type="hello")
+    peer.hello()
     while "no model" not in (status := peer.receive("status")[0])["phase"]:
         pass
     assert (status["ready"], status["failed"]) == (False, ["vit"])
@@ -679,7 +686,7 @@ def test_an_idle_worker_runs_a_probe_from_time_to_time_and_tells_when_it_passed(
 ) -> None:
     with running(tmp_path, probe_every_s=0.1) as rig:
         peer = rig.peer()
-        peer.send(type="hello")
+        peer.hello()
         while (first_s := peer.receive("status")[0]["passed_s"]) is None:
             pass
         while peer.receive("status")[0]["passed_s"] == first_s:
@@ -696,7 +703,7 @@ def test_a_busy_worker_runs_no_probes(tmp_path: Path) -> None:
             peer.infer(job_id, job_id)
         peer.answers(19)
         assert rig.models.probes == 0
-        peer.send(type="hello")
+        peer.hello()
         assert peer.receive("status")[0]["passed_s"] <= time.monotonic()
 
 
@@ -734,7 +741,7 @@ def test_what_a_dead_process_waited_for_is_dropped(tmp_path: Path) -> None:
         leaving.wait_until_heard()
         staying.wait_until_heard()
         assert rig.value_of("saccade_queue_depth") == 4
-        leaving.close(linger=0)
+        leaving.close()
         while rig.value_of("saccade_queue_depth") != 1:
             staying.wait_until_heard()  # and once a second the dead are told their state too
         rig.models.may_run.set()
@@ -755,6 +762,6 @@ def test_a_clock_that_jumps_hurts_nobody(tmp_path: Path, monkeypatch: pytest.Mon
         assert {answer["type"] for answer in found.values()} == {"result"}
         peer.infer(99, 1, deadline_s=time.monotonic() - 0.1)
         assert peer.answers(1)[99]["kind"] == "DeadlineExceeded"
-        peer.send(type="hello")
+        peer.hello()
         passed_s = peer.receive("status")[0]["passed_s"]
         assert abs(time.monotonic() - passed_s) < PATIENCE_S
