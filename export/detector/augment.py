@@ -74,7 +74,7 @@ def side_by_side(batch: Batch) -> Batch:
     theirs = Boxes(batch.boxes.classes[other], batch.boxes.corners[other])
     theirs = cut(theirs, torch.stack([at, zeros, ones, ones], dim=-1)[:, None])
     pairs = zip(mine, theirs, strict=True)
-    return Batch(images, Boxes(*(torch.cat(pair, dim=1) for pair in pairs)))
+    return Batch(images, _packed(Boxes(*(torch.cat(pair, dim=1) for pair in pairs))))
 
 
 def cut(boxes: Boxes, window: Tensor) -> Boxes:
@@ -84,6 +84,15 @@ def cut(boxes: Boxes, window: Tensor) -> Boxes:
     )
     seen = _area(corners) / _area(boxes.corners).clamp(min=1e-9)
     return Boxes(boxes.classes.where(seen >= VISIBLE, torch.tensor(-1)), corners)
+
+
+def _packed(boxes: Boxes) -> Boxes:
+    """The same without columns where no picture has anything."""
+    there = boxes.classes >= 0
+    first = there.int().argsort(dim=1, descending=True, stable=True)
+    first = first[:, : max(int(there.sum(dim=1).max()), 1)]
+    corners = boxes.corners.gather(1, first[..., None].expand(-1, -1, 4))
+    return Boxes(boxes.classes.gather(1, first), corners)
 
 
 def _area(corners: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from export.demo.training.matching import corners, match_many
 from export.detector.pictures import Batch, Pictures, plain
 from models.deformable_detr import DeformableDetr, DeformableDetrConfig
 
-# The share of the average that every step keeps.
+# The share of the average that a step keeps, once there are many.
 KEPT = 0.998
 
 
@@ -47,9 +47,8 @@ class BoxLesson(nn.Module):
     def __init__(self, model: DeformableDetr) -> None:
         super().__init__()
         self.model = model
-        self.average = AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(KEPT), use_buffers=True
-        ).requires_grad_(False)
+        self.average = AveragedModel(model, multi_avg_fn=_average, use_buffers=True)
+        self.average.requires_grad_(False)
         self.strides = model.backbone.strides
         channels = dict(zip(self.strides, model.backbone.channels, strict=True))
         self.cell_heads = CellHeads(channels, model.config.classes + 1)
@@ -116,6 +115,12 @@ def precision(model: nn.Module, pictures: Pictures, batch: int = 32) -> Figures:
                 BoxTruth((size.height, size.width), things.classes.numpy(), places.numpy())
             )
     return average_precision(truth, found, pictures.labels)
+
+
+def _average(average: list[Tensor], current: list[Tensor], steps: "Tensor | int") -> None:
+    """Move the average; the first steps, far from where it goes, are soon forgotten."""
+    kept = min(KEPT, (1 + int(steps)) / (10 + int(steps)))
+    get_ema_multi_avg_fn(kept)(average, current, steps)
 
 
 def _things(boxes: Boxes, row: int) -> Boxes:

@@ -30,8 +30,8 @@ def main(
         320,
     ),
     queries: Annotated[int, typer.Option(help="boxes that a picture can have")] = 100,
-    steps: Annotated[int, typer.Option(help="batches to learn from")] = 4000,
-    batch: Annotated[int, typer.Option(help="pictures in a batch")] = 16,
+    steps: Annotated[int, typer.Option(help="batches to learn from")] = 3000,
+    batch: Annotated[int, typer.Option(help="pictures in a batch")] = 8,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
     all_pictures: Annotated[
         bool, typer.Option("--all", help="learn from the validation pictures, too")
@@ -46,9 +46,7 @@ def main(
     pictures, validation = read(data, "train", canvas), read(data, "val", canvas)
     if all_pictures:
         pictures = joined(pictures, validation)
-    recipe = Recipe(
-        steps=steps, batch=batch, muon_rate=7e-3, adam_rate=1e-3, warmup_steps=100, check_every=200
-    )
+    recipe = Recipe(steps=steps, batch=batch, muon_rate=5e-3, adam_rate=8e-4, check_every=150)
     model = DeformableDetr(detector_config(canvas, len(pictures.labels), queries))
     lesson = taught(model, pictures, validation, recipe, work)
     kept = DeformableDetr(model.config)

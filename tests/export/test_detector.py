@@ -207,7 +207,7 @@ def test_a_small_detector_goes_its_course_and_its_average_is_what_is_kept(tmp_pa
     assert len(curve) == 2
     assert 0 < curve[0]["cpu_s"] < curve[1]["cpu_s"]
     assert int(lesson.average.n_averaged) == 30
-    assert precision(lesson.average, pictures)["AP50"] == pytest.approx(curve[1]["AP50"])
+    assert precision(lesson.average.eval(), pictures)["AP50"] == pytest.approx(curve[1]["AP50"])
     state = torch.load(tmp_path / "state.pt", weights_only=True)["lesson"]
     name = "proposals.cells.weight"
     assert not torch.equal(state[f"model.{name}"], state[f"average.module.{name}"])

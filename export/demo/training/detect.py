@@ -81,18 +81,26 @@ def box_losses(
     logits, boxes = logits.float(), boxes.float()
     wanted = truth.classes >= 0
     classes = truth.classes.clamp(max=logits.shape[-1] - 1)
-    distance = (boxes[:, :, None] - centers(truth.corners)[:, None]).abs().sum(dim=-1)  # (B, Q, S)
-    apart = 1 - generalized_iou(corners(boxes)[:, :, None], truth.corners[:, None])
-    found = pair(2 * focal_cost(logits, classes) + 5 * distance + 2 * apart, wanted)
-    chosen = (found.pictures, found.queries, found.segments)
+    with torch.no_grad():
+        distance, apart = _apart(boxes[:, :, None], truth.corners[:, None])  # (B, Q, S)
+        found = pair(2 * focal_cost(logits, classes) + 5 * distance + 2 * apart, wanted)
+    distance, apart = _apart(
+        boxes[found.pictures, found.queries], truth.corners[found.pictures, found.segments]
+    )
     target = torch.zeros_like(logits)
     target[found.pictures, found.queries, classes[found.pictures, found.segments]] = 1
     things = max(len(found.pictures), 1)
     return {
         "class": 2 * focal_loss(logits, target) / things,
-        "distance": 5 * distance[chosen].sum() / things,
-        "apart": 2 * apart[chosen].sum() / things,
+        "distance": 5 * distance.sum() / things,
+        "apart": 2 * apart.sum() / things,
     }
+
+
+def _apart(boxes: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 distance, and what generalized IoU lacks of 1, of centres and sizes and of corners."""
+    distance = (boxes - centers(truth)).abs().sum(dim=-1)
+    return distance, 1 - generalized_iou(corners(boxes), truth)
 
 
 def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
