@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import ray
-from pydantic import BaseModel, ConfigDict, Field
 from ray import exceptions, serve
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
@@ -18,17 +17,15 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from service.cluster.engine import Engine, Loaded, model_id
 from service.cluster.front import App, create_front
 from service.cluster.link import EngineLost, Status
+from service.cluster.options import ENGINE, FRONT, Options
 from service.cores import usable_cores
 from service.errors import NotReady, ServiceError
 from service.logs import configure_logging
 from service.metrics import Metrics
-from service.settings import Settings, load_settings
 from service.worker.link import Result
 from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group
 
-FRONT, ENGINE = "Front", "Engine"
-"""The names of the two deployments, by which a configuration file changes their options."""
 EXPORT_EVERY_S = 5.0
 
 _LOST = (
@@ -39,31 +36,13 @@ _LOST = (
 )
 
 
-class Options(BaseModel):
-    """The ``args`` of the application in a configuration file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    settings: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Settings of saccade serve by their names; the environment of each node, "
-        "SACCADE_*, gives those that are not here",
-    )
-    models_per_replica: int = Field(
-        default=0,
-        ge=0,
-        description="Models that an engine keeps loaded, the one asked last longest ago making "
-        "room for another; 0: every model of the repository, loaded at the start",
-    )
-
-
 def build(options: Options) -> serve.Application:
     """The application; fails at once where a setting is wrong.
 
     Raises:
         BadSettings: naming the setting, what was found, and what is allowed.
     """
-    settings = load_settings(options.settings)
+    settings = options.on_this_node()
     engines = serve.deployment(
         EngineReplica,
         name=ENGINE,
@@ -94,7 +73,7 @@ class EngineReplica(Engine):
     """An engine as Ray starts it; the models that it keeps are Ray's to choose."""
 
     async def __init__(self, options: Options) -> None:  # type: ignore[misc]  # as Ray allows
-        settings = _settings_here(options)
+        settings = options.on_this_node()
         if not settings.threads and _assigned_cores() < usable_cores():
             settings = settings.model_copy(update={"threads": _assigned_cores()})
         configure_logging(ENGINE, settings.log_level)
@@ -162,7 +141,7 @@ async def _answer(response: DeploymentResponse) -> Any:
 
 def _front(options: Options) -> App:
     """The application of a replica that answers HTTP, made where it will run."""
-    settings = _settings_here(options)
+    settings = options.on_this_node()
     if not settings.decode_threads:
         settings = settings.model_copy(update={"decode_threads": _assigned_cores()})
     configure_logging(FRONT, settings.log_level)
@@ -170,13 +149,6 @@ def _front(options: Options) -> App:
     asyncio.get_running_loop().create_task(_export_forever(metrics), name="export metrics")
     handle = serve.get_deployment_handle(ENGINE, serve.get_replica_context().app_name)
     return create_front(settings, RayEngines(handle), metrics)
-
-
-def _settings_here(options: Options) -> Settings:
-    """The settings on this node. Its metrics are Ray's to export: one scrape of ``/metrics`` would
-    reach one replica, and the next another.
-    """
-    return load_settings({"metrics_access": "off"} | options.settings)
 
 
 def _assigned_cores() -> int:
