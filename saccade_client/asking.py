@@ -101,7 +101,9 @@ class Patience:
             retriable = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
         pause_s = self._pause_s(None) if retriable else None
         if pause_s is None:
-            raise Unreachable(f"no answer from the server: {error or type(error).__name__}")
+            raise Unreachable(
+                f"no answer from the server: {error or type(error).__name__}; see whether it runs"
+            )
         return pause_s
 
     def _pause_s(self, asked_s: float | None) -> float | None:

@@ -17,7 +17,14 @@ import typer
 
 from service.errors import BadBundle, ServiceError, StartError
 from service.logs import configure_logging
-from service.settings import DEMO_REPOSITORY, PREFIX, SECRETS, Settings, load_settings
+from service.settings import (
+    DEMO_REPOSITORY,
+    PREFIX,
+    SECRETS,
+    Settings,
+    check_files,
+    load_settings,
+)
 
 if TYPE_CHECKING:
     from service.bundle import Bundle
@@ -54,6 +61,7 @@ def serve(**flags: str | None) -> None:
     from service.supervisor import Supervisor
 
     settings = load_settings(flags)
+    check_files(settings)
     configure_logging("supervisor", settings.log_level)
     supervisor = Supervisor(settings)
     listeners = supervisor.bind()

@@ -21,6 +21,7 @@ PREFIX = "SACCADE_"
 MOST_PROCESSES = 16  # unless asked for
 SECRETS = frozenset({"api_keys", "admin_keys"})
 """Read from the environment only: flags can be seen in the list of processes."""
+FILES = ("api_keys_file", "admin_keys_file", "tls_certificate", "tls_key")
 HOST = re.compile(
     r"(?=.{1,253}$)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
 )
@@ -44,8 +45,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 takes a free one")
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="auto, cpu, cuda or cuda:1",
+        pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
+        description="auto, cpu, cuda (every GPU), cuda:1, or several with commas: a worker each",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "fp8"] = Field(
         default="auto", description="Arithmetic; auto takes the fastest that the bundle has proven"
@@ -309,6 +310,11 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
     if unknown:
         meant = [name for wrong in unknown for name in get_close_matches(wrong, known, n=1)]
         cure = f"did you mean {', '.join(meant)}?" if meant else f"known are {', '.join(known)}"
+        if any(name.endswith("_SERVICE_HOST") for name in unknown):
+            cure = (
+                "Kubernetes sets such for a service of that name; "
+                "put enableServiceLinks: false into the spec of the pod"
+            )
         raise BadSettings(f"unknown environment variable {', '.join(unknown)}; {cure}")
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     try:
@@ -318,10 +324,29 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
         for fault in error.errors():
             name = str(fault["loc"][0])
             flag = "--" + name.replace("_", "-")
+            complaint = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "string_pattern_mismatch":
+                complaint = f"it takes: {Settings.model_fields[name].description}"
             if name in SECRETS:  # which the message must not repeat
-                sentences.append(f"{PREFIX}{name.upper()}: {fault['msg']}")
+                sentences.append(f"{PREFIX}{name.upper()}: {complaint}")
                 continue
             sentences.append(
-                f"{flag} ({PREFIX}{name.upper()}): {fault['msg']}, found {fault['input']!r}"
+                f"{flag} ({PREFIX}{name.upper()}): {complaint}; found {fault['input']!r}"
             )
         raise BadSettings("; ".join(sentences)) from None
+
+
+def check_files(settings: Settings) -> None:
+    """Say at once what the processes of a server would each find out for themselves.
+
+    Raises:
+        BadSettings: a file that is named is not there.
+    """
+    named = {name: getattr(settings, name) for name in FILES}
+    missing = [
+        f"--{name.replace('_', '-')}: there is no file {path}"
+        for name, path in named.items()
+        if path and not Path(path).exists()
+    ]
+    if missing:
+        raise BadSettings("; ".join(missing))

@@ -86,8 +86,10 @@ def predict(plan: Plan) -> None:
             if write is not None:
                 write(plan.journal, plan.out, asyncio.run(_labels(plan)))
         except SaccadeError as error:
-            raise StartError(_stopped(plan, error)) from None
-        console.print(f"{len(sources)} pictures are answered in {plan.out}", markup=False)
+            raise StartError(_stopped(plan, error, len(journal.done))) from None
+        console.print(
+            f"pictures gone through: {len(sources)}; their answers: {plan.out}", markup=False
+        )
         if journal.refused:
             raise StartError(
                 f"{journal.refused} of them could not be answered; '{REFUSED}' in their lines of "
@@ -199,9 +201,12 @@ async def _labels(plan: Plan) -> Labels:
     return list(labels.values())
 
 
-def _stopped(plan: Plan, error: SaccadeError) -> str:
-    sentence = f"{error}. What was answered is in {plan.journal}; the same command goes on there"
-    return sentence if plan.url is None else f"{plan.url}: {sentence}"
+def _stopped(plan: Plan, error: SaccadeError, answered: int) -> str:
+    sentence = str(error) if plan.url is None else f"{plan.url}: {error}"
+    if not answered:
+        return sentence
+    kept = f"{answered} answers are kept in {plan.journal}; the same command goes on there"
+    return f"{sentence.rstrip('.')}. {kept}"
 
 
 @contextmanager

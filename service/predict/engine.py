@@ -168,10 +168,14 @@ def choose_bundle(settings: Settings, task: str, name: str | None) -> Bundle:
     Raises:
         ServiceError: there is no such model, or none does the task.
     """
-    if name is not None:
-        return find_bundle(settings.repository, name)
     bundles = load_repository(settings.repository)
     able = [bundle for bundle in bundles if task in bundle.manifest.tasks]
+    if name is not None:
+        bundle = find_bundle(settings.repository, name)
+        if task not in bundle.manifest.tasks:
+            can = ", ".join(one.manifest.name for one in able) or "none"
+            raise UnsupportedTask(f"{name!r} cannot {task}; models that can: {can}")
+        return bundle
     if not able:
         raise UnsupportedTask(f"no model in {settings.repository} can {task}", allowed=[])
     return able[0]

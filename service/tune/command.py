@@ -48,8 +48,8 @@ def tune(
         BadBundle: there is no such model.
     """
     path = out or repository / FILE
-    check_writable(path)
     bundles = _chosen(repository, names)
+    check_writable(path)
     machine, load = this_machine(), os.getloadavg()[0]
     if load > machine.cores / 2:
         Console(stderr=True, soft_wrap=True, highlight=False).print(

@@ -152,7 +152,7 @@ def test_pictures_that_cannot_be_answered_are_named_and_the_others_answered(
     [
         (("--option", "top_k=0"), "top_k: Input should be greater than"),
         (("--model", "resnet"), "resnet"),
-        (("--model", "detr-scenes"), "'detr-scenes' cannot classify"),
+        (("--model", "detr-scenes"), "'detr-scenes' cannot classify; models that can: swin-scenes"),
         (("--option", "top_k"), "--option takes NAME=VALUE"),
         (("--url", "http://127.0.0.1:9"), "no answer from the server"),
         (("--url", "localhost"), "looks like http://host:8000"),
@@ -166,8 +166,9 @@ def test_what_would_fail_for_every_picture_ends_the_run(
 ) -> None:
     monkeypatch.setattr("service.predict.command.PICTURE_TIMEOUT_S", 0.5)
     out = tmp_path / "out.jsonl"
-    with pytest.raises(ServiceError, match=sentence):
+    with pytest.raises(ServiceError, match=sentence) as raised:
         predict(SCENES, "--task", "classify", "--out", out, *arguments)
+    assert "goes on there" not in str(raised.value), "the same command would fail again"
     assert not out.exists() or rows_of(out) == []
 
 

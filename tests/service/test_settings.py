@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from service.cli import serve
 from service.errors import BadSettings
-from service.settings import PREFIX, SECRETS, Settings, load_settings
+from service.settings import PREFIX, SECRETS, Settings, check_files, load_settings
 
 OTHER_VALUES: dict[str, Any] = {
     "repository": Path("/models here/ünd"),
@@ -111,8 +111,9 @@ def test_variables_of_others_are_none_of_our_business(monkeypatch: pytest.Monkey
         ("port", "65536", "65535"),
         ("port", "http", "integer"),
         ("port", "", "integer"),
-        ("device", "gpu", "auto|cpu|cuda"),
-        ("device", "cuda:x", "auto|cpu|cuda"),
+        ("device", "gpu", "auto, cpu, cuda"),
+        ("device", "cuda:x", "auto, cpu, cuda"),
+        ("device", "auto,cpu", "auto, cpu, cuda"),
         ("precision", "fp64", "'bf16'"),
         ("max_batch", "0", "1"),
         ("timeout_s", "nan", "3600"),
@@ -231,3 +232,13 @@ def test_http_processes_and_their_threads_share_the_cores(monkeypatch: pytest.Mo
     assert shared(2, api_processes=4) == (4, 1)
     assert shared(8, api_processes=3) == (3, 3)
     assert shared(8, decode_threads=7) == (4, 7)
+
+
+def test_files_that_are_not_there_are_named_before_anything_starts(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("0123456789abcdef\n")
+    there = load_settings({"api_keys_file": str(keys)})
+    check_files(there)
+    absent = load_settings({"api_keys_file": str(keys), "tls_certificate": "/none/chain.pem"})
+    with pytest.raises(BadSettings, match=r"--tls-certificate: there is no file /none/"):
+        check_files(absent)
