@@ -65,6 +65,10 @@ class Cluster:
                 ]
         return found
 
+    def second_serves(self) -> bool:
+        """Whether both deployments have a replica there."""
+        return all(self.replicas(name, self.second) for name in ("Engine", "Front"))
+
     def kill_second(self) -> None:
         """Without a word to anybody."""
         self.nodes.remove_node(self.second, allow_graceful=False)
@@ -121,7 +125,7 @@ def configuration() -> dict[str, Any]:
 
 def deploy(address: str, config: Path) -> None:
     serve = Path(sys.executable).with_name("serve")
-    command = [serve, "run", "--address", address, "--non-blocking", config]
+    command = [str(serve), "run", "--address", address, "--non-blocking", str(config)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     wait_until(_is_running, "the application")
@@ -232,19 +236,12 @@ def test_the_death_of_a_node_loses_no_request(
     cluster: Cluster, demo_scenes: dict[str, Any]
 ) -> None:
     with load(demo_scenes["circle.jpg"]) as under:
-        for deployment in ("Engine", "Front"):
-            second = cluster.second
-            wait_until(
-                lambda name=deployment, node=second: len(cluster.replicas(name, node)) == 1,
-                f"{deployment} on the second node",
-            )
+        wait_until(cluster.second_serves, "both deployments on the second node")
         under.wait_for_more(50)
         cluster.kill_second()
         under.wait_for_more(100)
         cluster.start_second()
-        wait_until(
-            lambda: len(cluster.replicas("Engine", cluster.second)) == 1, "an engine on a new node"
-        )
+        wait_until(cluster.second_serves, "both deployments on a new node")
         under.wait_for_more(50)
     assert under.faults == []
     assert set(under.labels) == {"circle"}
