@@ -1,0 +1,285 @@
+"""What turns answers of the HTTP interface into scores, for each kind of data."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from saccade_client.masks import read_id_map
+from saccade_client.results import Detections, Segmentation
+from service.evaluate import average_precision
+from service.evaluate.bootstrap import RESAMPLES, Figures, Weights
+from service.evaluate.categories import Matching
+from service.evaluate.datasets import Dataset
+from service.evaluate.panoptic import PanopticQuality, Segment
+from service.evaluate.semantic import VOID, MeanIou
+
+Answer = dict[str, Any]
+Measure = Callable[[Weights], Figures]
+
+
+class OtherSize(Exception):
+    """An answer is about a picture of another size than its truth."""
+
+
+class Scorer(Protocol):
+    """Hears one answer after another; None is one that failed, and counts as finding nothing."""
+
+    headline: str
+    resamples: int
+
+    def add(self, name: str, answer: Answer | None) -> None:
+        """Note the answer to the picture of that name; raises OtherSize, having noted nothing."""
+
+    def running(self) -> float | None:
+        """The headline figure so far; None where it is not at hand."""
+
+    def figures(self) -> Figures:
+        """All figures in 0..1."""
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Figures of every class that occurs."""
+
+    def measure(self) -> Measure:
+        """Figures of a resample of the pictures."""
+
+
+def scorer_of(dataset: Dataset, matching: Matching, task: str) -> Scorer:
+    """What scores the answers to ``task`` about this data."""
+    if dataset.kind in ("imagenet", "folder"):
+        return Classified(dataset, matching)
+    if dataset.kind == "coco":
+        return Found(dataset, matching, masks=task == "segment")
+    if dataset.kind == "coco-panoptic":
+        return Panoptic(dataset, matching)
+    return Semantic(dataset, matching)
+
+
+class Classified:
+    """Share of pictures whose class comes first, and is among the first five."""
+
+    headline = "top-1"
+    resamples = RESAMPLES
+
+    def __init__(self, dataset: Dataset, matching: Matching) -> None:
+        self._truth, self._category_ids = dataset.truth, matching.category_ids
+        self._names = {category.id: category.name for category in dataset.categories}
+        self._hits: list[tuple[bool, bool]] = []
+        self._true: list[int] = []
+
+    def add(self, name: str, answer: Answer | None) -> None:
+        rows = answer["predictions"][:5] if answer else []
+        said = [self._category_ids.get(row["label_id"]) for row in rows]
+        true = self._truth[name]
+        self._hits.append((true in said[:1], true in said))
+        self._true.append(true)
+
+    def running(self) -> float | None:
+        return sum(first for first, _ in self._hits) / max(len(self._hits), 1)
+
+    def figures(self) -> Figures:
+        return self.measure()(np.ones(len(self._hits)))
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        hits, true = np.array(self._hits, dtype=float), np.array(self._true)
+        shares = ((kind, hits[true == kind].mean(axis=0)) for kind in sorted(set(self._true)))
+        return {self._names[kind]: _tops(share) for kind, share in shares}
+
+    def measure(self) -> Measure:
+        hits = np.array(self._hits, dtype=float)
+        return lambda weights: _tops(weights @ hits / weights.sum())
+
+
+class Found:
+    """COCO's figures of boxes, and of masks where there are any."""
+
+    headline = "box AP"
+    resamples = 200  # each sorts all detections anew
+
+    def __init__(self, dataset: Dataset, matching: Matching, masks: bool) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._images, self._category_ids = dataset.truth, matching.category_ids
+        self._ids: list[int] = []
+        self._truth = average_precision.load_truth(dataset.document)
+        self._kinds: dict[str, average_precision.Kind] = {"box": "bbox"}
+        if masks:
+            self._kinds, self.headline = {"mask": "segm", "box": "bbox"}, "mask AP"
+        self._running: float | None = None
+        self._measured: tuple[int, dict[str, average_precision.AveragePrecision]] = (0, {})
+
+    def add(self, name: str, answer: Answer | None) -> None:
+        image = self._images[name]
+        if answer is not None:
+            _compare_size(answer, (image["height"], image["width"]))
+            found = Detections.of(answer)
+            if "segments" in answer:
+                found = Segmentation.of(answer)  # type: ignore[assignment]
+            for row in found.to_coco(image["id"]):
+                if row["category_id"] in self._category_ids:
+                    category_id = self._category_ids[row["category_id"]]
+                    self._rows.append(row | {"category_id": category_id})
+        self._ids.append(image["id"])
+
+    def running(self) -> float | None:
+        """Counted whenever the number of pictures has doubled: it takes longer each time."""
+        count = len(self._ids)
+        if count >= 32 and count & (count - 1) == 0:
+            kind = self._kinds[self.headline.partition(" ")[0]]
+            counted = average_precision.measure(self._truth, self._rows, kind, self._ids)
+            self._running = counted.figures["AP"]
+        return self._running
+
+    def figures(self) -> Figures:
+        return {
+            f"{what} {name}": value
+            for what, counted in self._counted().items()
+            for name, value in counted.figures.items()
+        }
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        rows: dict[str, dict[str, float]] = {}
+        for what, counted in self._counted().items():
+            for label, values in counted.per_class.items():
+                named = {f"{what} {name}": value for name, value in values.items()}
+                rows[label] = rows.get(label, {}) | named
+        return rows
+
+    def measure(self) -> Measure:
+        counted = self._counted()
+
+        def resampled(weights: Weights) -> Figures:
+            return {
+                f"{what} {name}": value
+                for what, one in counted.items()
+                for name, value in one.resampled(weights).items()
+            }
+
+        return resampled
+
+    def _counted(self) -> dict[str, average_precision.AveragePrecision]:
+        if self._measured[0] != len(self._ids):
+            counted = {
+                what: average_precision.measure(self._truth, self._rows, kind, self._ids)
+                for what, kind in self._kinds.items()
+            }
+            self._measured = len(self._ids), counted
+        return self._measured[1]
+
+
+class Panoptic:
+    """Panoptic quality."""
+
+    headline = "PQ"
+    resamples = RESAMPLES
+
+    def __init__(self, dataset: Dataset, matching: Matching) -> None:
+        self._dataset, self._category_ids = dataset, matching.category_ids
+        self._quality = PanopticQuality(dataset.categories)
+
+    def add(self, name: str, answer: Answer | None) -> None:
+        row = self._dataset.truth[name]
+        true_ids = read_ids(self._dataset.folder / row["file_name"])
+        found_ids, found = np.zeros_like(true_ids), []
+        if answer is not None:
+            _compare_size(answer, true_ids.shape)
+            found_ids = read_id_map(answer["segment_map"])
+            found = [
+                Segment(one["id"], self._category_ids[one["label_id"]])
+                for one in answer["segments"]
+                if one["label_id"] in self._category_ids
+            ]
+        self._quality.add(true_ids, segments_of(row), found_ids, found)
+
+    def running(self) -> float | None:
+        return self.figures()["PQ"] if self._quality.pictures else None
+
+    def figures(self) -> Figures:
+        return self._quality.figures()
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        return self._quality.per_class()
+
+    def measure(self) -> Measure:
+        return _summed(self._quality)
+
+
+class Semantic:
+    """Mean intersection over union."""
+
+    headline = "mIoU"
+    resamples = RESAMPLES
+
+    def __init__(self, dataset: Dataset, matching: Matching) -> None:
+        self._maps, self._iou = dataset.truth, MeanIou([one.name for one in dataset.categories])
+        rows = {category.id: row for row, category in enumerate(dataset.categories)}
+        self._rows = {label: rows[kind] for label, kind in matching.category_ids.items()}
+
+    def add(self, name: str, answer: Answer | None) -> None:
+        truth = read_classes(self._maps[name])
+        found = np.full(truth.shape, VOID)
+        if answer is not None:
+            _compare_size(answer, truth.shape)
+            most = max((one["id"] for one in answer["segments"]), default=0)
+            table = np.full(most + 1, VOID)
+            for one in answer["segments"]:
+                table[one["id"]] = self._rows.get(one["label_id"], VOID)
+            found = table[read_id_map(answer["segment_map"])]
+        self._iou.add(truth, found)
+
+    def running(self) -> float | None:
+        return self.figures()["mIoU"] if self._iou.pictures else None
+
+    def figures(self) -> Figures:
+        return self._iou.figures()
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        return self._iou.per_class()
+
+    def measure(self) -> Measure:
+        return _summed(self._iou)
+
+
+def segments_of(annotation: dict[str, Any]) -> list[Segment]:
+    """The segments of a picture in COCO's panoptic format."""
+    return [
+        Segment(one["id"], one["category_id"], bool(one.get("iscrowd", 0)))
+        for one in annotation["segments_info"]
+    ]
+
+
+def read_ids(path: Path) -> NDArray[np.int64]:  # (H, W)
+    """Segment ids in COCO's panoptic coding."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"), dtype=np.int64)
+    return pixels @ np.array([1, 256, 65536])
+
+
+def read_classes(path: Path) -> NDArray[np.int64]:  # (H, W)
+    """Class indices of a map that counts them from 1 on."""
+    with Image.open(path) as image:
+        return np.asarray(image, dtype=np.int64) - 1
+
+
+def _tops(shares: NDArray[np.float64]) -> Figures:
+    return {"top-1": float(shares[0]), "top-5": float(shares[1])}
+
+
+def _summed(counted: PanopticQuality | MeanIou) -> Measure:
+    pictures = np.stack(counted.pictures)
+
+    def resampled(weights: Weights) -> Figures:
+        total = np.tensordot(weights, pictures, axes=1)
+        return {name: float(value) for name, value in counted.summarize(total).items()}
+
+    return resampled
+
+
+def _compare_size(answer: Answer, size: tuple[int, ...]) -> None:
+    said = answer["image"]
+    if (said["height"], said["width"]) != tuple(size):
+        raise OtherSize(
+            f"the picture is {said['width']}x{said['height']}, its truth {size[1]}x{size[0]}"
+        )

@@ -1,0 +1,62 @@
+"""Mean intersection over union of semantic maps, summed over all pictures as the papers do."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+VOID = -1
+Counts = NDArray[np.float64]
+"""Pixels in both, in truth and in the answer, in the last axis (..., 3)."""
+
+
+class MeanIou:
+    """Pixel counts of every class in every picture."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self.pictures: list[Counts] = []
+
+    def add(self, truth: NDArray[np.integer], found: NDArray[np.integer]) -> None:
+        """Note one answer: class indices of every pixel (H, W), ``VOID`` for none. Where the truth
+        is void nothing counts.
+        """
+        seen = truth != VOID
+        true, said = truth[seen].astype(np.int64), found[seen].astype(np.int64)
+        classes = len(self.names)
+        both = np.bincount(true[true == said], minlength=classes)
+        answered = np.bincount(said[said != VOID], minlength=classes)
+        columns = both, np.bincount(true, minlength=classes), answered
+        self.pictures.append(np.stack(columns, axis=-1).astype(np.float64))
+
+    def figures(self) -> dict[str, float]:
+        """mIoU, mean accuracy of the classes (mAcc), and of all pixels (aAcc), in 0..1."""
+        return {name: float(value) for name, value in self.summarize(self.total()).items()}
+
+    def total(self) -> Counts:
+        """Counts of all pictures together (K, 3)."""
+        return np.sum(self.pictures, axis=0) if self.pictures else np.zeros((len(self.names), 3))
+
+    def summarize(self, counts: Counts) -> dict[str, NDArray[np.float64]]:
+        """The figures of counts (..., K, 3), each (...); a class that nobody names is left out."""
+        both, true, said = np.moveaxis(counts, -1, 0)
+        union = true + said - both
+        return {
+            "mIoU": _mean(both, union),
+            "mAcc": _mean(both, true),
+            "aAcc": both.sum(axis=-1) / np.maximum(true.sum(axis=-1), 1),
+        }
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """IoU and accuracy of every class that occurs."""
+        rows = {}
+        for name, (both, true, said) in zip(self.names, self.total().tolist(), strict=True):
+            if true + said > 0:
+                rows[name] = {"IoU": both / (true + said - both), "Acc": both / max(true, 1.0)}
+        return rows
+
+
+def _mean(parts: NDArray[np.float64], wholes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean share over the classes (last axis) that have a whole."""
+    shares = np.where(wholes > 0, parts / np.maximum(wholes, 1), 0)
+    return np.asarray(shares.sum(axis=-1) / np.maximum((wholes > 0).sum(axis=-1), 1))
