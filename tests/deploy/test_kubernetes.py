@@ -9,11 +9,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+import typer
 
 from deploy.helm.schema import FILE, settings_schema
 from deploy.kubernetes.render import HERE, VALUES, digest
 from service.api import ops
+from service.cli import app
 from service.errors import BadSettings
+from service.metrics import Metrics
 from service.settings import PREFIX, Settings, load_settings
 from tests.deploy.objects import check, kind, load, seconds
 
@@ -149,6 +152,34 @@ def test_the_values_allow_every_setting_within_its_bounds_and_no_key() -> None:
     assert set(Settings.model_fields) - names == {"api_keys", "admin_keys"}
     assert written["properties"]["grace_s"]["maximum"] == 3600
     assert written["properties"]["log_level"]["enum"] == ["debug", "info", "warning", "error"]
+
+
+def test_the_image_has_the_commands_that_containers_are_started_with() -> None:
+    commands = typer.main.get_group(app).commands
+    pods = [
+        kind(load(manifest), "Deployment")["spec"]["template"]["spec"] for manifest in MANIFESTS
+    ]
+    called = [
+        container["args"]
+        for pod in pods
+        for container in [*pod.get("initContainers", []), *pod["containers"]]
+    ]
+
+    assert {words[0] for words in called} == {"serve", "pull"}
+    if "pull" not in commands:
+        pytest.skip("this release has no command to pull models with")
+    for name, *arguments in called:
+        commands[name].make_context(name, arguments)  # which fails at an unknown flag
+
+
+def test_the_adapter_offers_the_number_that_pods_are_scaled_on_and_the_server_shows_it() -> None:
+    (rule,) = load(HERE.parent / "helm" / "prometheus-adapter.yaml")[0]["rules"]["custom"]
+    autoscaler = kind(load(HERE / "autoscaling.yaml"), "HorizontalPodAutoscaler")
+    (asked,) = [each["pods"] for each in autoscaler["spec"]["metrics"] if "pods" in each]
+
+    assert rule["name"]["as"] == asked["metric"]["name"]
+    assert rule["seriesQuery"].startswith(asked["metric"]["name"] + "{")
+    assert asked["metric"]["name"] in {metric.name for metric in Metrics().registry.collect()}
 
 
 def test_kserve_is_told_what_it_understands_and_the_server_what_it_accepts(
