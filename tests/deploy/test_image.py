@@ -23,7 +23,7 @@ DRAIN_S = 2
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """Where the image was built, which takes minutes."""
+    """Where images are built, which takes minutes each."""
     reason = obstacle()
     if reason is not None:
         pytest.skip(reason)
@@ -32,13 +32,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     with engine() as made:
         made.add_base(archive)
         archive.unlink()
-        made.build("cpu")
         yield made
 
 
 @pytest.fixture(scope="session")
 def image(images: Engine) -> str:
-    return images.build("cpu")  # of which every layer is there
+    return images.build("cpu")
 
 
 def free_port() -> int:
@@ -100,7 +99,7 @@ def test_the_image_says_what_it_is_and_how_it_runs(images: Engine, image: str) -
     assert config["Cmd"] == ["serve"]
     assert list(config["Volumes"]) == ["/var/cache/saccade"]
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
-    assert found["HealthCheck"]["Test"] == ["CMD", "python", "/opt/saccade/bin/healthcheck.py"]
+    assert found["Healthcheck"]["Test"] == ["CMD", "python", "/opt/saccade/bin/healthcheck.py"]
 
 
 def test_a_locked_up_container_answers_and_is_scraped(
