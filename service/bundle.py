@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from service.engines import Fingerprint
 from service.errors import BadBundle, UnknownModel
 from service.explain import Explain
 from service.geometry import Geometry, Size
@@ -29,7 +30,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,1
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,255}$")]
 Task = Literal["classify", "detect", "segment", "attention", "embed"]
 Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
-GraphKind = Literal["serve", "explain"]
+GraphKind = Literal["serve", "explain", "engine"]
+Sampling = Literal["grid_sample", "gather", "plugin"]
 Profile = Literal["reference", "hf"]
 Mode = Literal["panoptic", "instance", "semantic"]
 Rule = Literal["detr", "maskformer", "mask2former"]
@@ -59,12 +61,19 @@ class Tensor(Strict):
 
 
 class Graph(Strict):
-    """One ONNX file: what it computes, for which canvas, in which stored precision."""
+    """One ONNX file: what it computes, for which canvas, in which stored precision.
+
+    Of kind "engine" are serving graphs that state every type themselves; TensorRT engines are built
+    from them, and no runtime reads them.
+    """
 
     file: FileName
     kind: GraphKind
     canvas: Size
     precision: Precision
+    sampling: Sampling | None = Field(
+        default=None, description="of an engine graph with deformable attention, how it reads maps"
+    )
     inputs: list[Tensor]
     outputs: list[Tensor]
 
@@ -130,6 +139,27 @@ class Parity(Strict):
     )
     explain_error: float | None = Field(
         default=None, description="largest absolute error of a map of the explain graph"
+    )
+
+
+class Engine(Strict):
+    """A TensorRT plan that passed its gate, made of an engine graph on one kind of device.
+
+    ``parity`` is against ONNX Runtime in fp32 on the CPU, an entry for each of the fingerprint's
+    profiles; ``shares`` are the parts of the layers' outputs in each type, by the library's own
+    inspector.
+    """
+
+    file: FileName
+    graph: FileName
+    canvas: Size
+    precision: Precision
+    sampling: Sampling | None = None
+    fingerprint: Fingerprint
+    parity: list[Parity] = Field(min_length=1)
+    shares: dict[str, float]
+    seconds: dict[str, float] = Field(
+        default={}, description="median time of a batch at the best size of each profile"
     )
 
 
@@ -249,6 +279,7 @@ class Manifest(Strict):
     explain: Explain | None = None
     decoding: Decoding | None = Field(default=None, description="without it all pixels are exact")
     parity: list[Parity] = []
+    engines: list[Engine] = []
     quantization: Quantization | None = None
     accuracy: list[Accuracy] = []
     provenance: Provenance
@@ -273,8 +304,15 @@ class Manifest(Strict):
             return found.get("int8")
         return found.get(precision) or found.get("fp32")
 
+    def engine_graphs(self, canvas: Size, precision: Precision) -> list[Graph]:
+        """What engines can be built from; several where deformable attention has several forms."""
+        wanted = ("engine", canvas, precision)
+        return [one for one in self.graphs if (one.kind, one.canvas, one.precision) == wanted]
+
     def proven(self, runtime: str, precision: str) -> bool:
-        """Whether the exporter measured this pair on every canvas, and let it pass."""
+        """Whether the exporter measured this pair on every canvas, and let it pass. Engines have
+        proofs of their own.
+        """
         measured = {
             p.canvas for p in self.parity if (p.runtime, p.precision) == (runtime, precision)
         }
@@ -440,10 +478,11 @@ def _check_consistent(path: Path, manifest: Manifest) -> None:
             f"{path} says it is {manifest.name!r} version {manifest.version!r}, but lies in "
             f"{path.parent.parent.name}/{path.parent.name}. Rename the folders to match."
         )
-    unlisted = {graph.file for graph in manifest.graphs} - manifest.files.keys()
+    named = {graph.file for graph in manifest.graphs} | {one.file for one in manifest.engines}
+    unlisted = named - manifest.files.keys()
     if unlisted:
         raise BadBundle(
-            f"{path} names graphs without a digest in 'files': {', '.join(sorted(unlisted))}."
+            f"{path} names files without a digest in 'files': {', '.join(sorted(unlisted))}."
         )
     for task in ("classify", "segment", "detect"):
         if task in manifest.tasks and not manifest.labels:
