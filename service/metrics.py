@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 STAGES = ("wait", "decode", "preprocess", "queue", "infer", "postprocess", "encode")
 REJECTIONS = (
@@ -103,8 +103,8 @@ class Metrics:
             ["model"],
             registry=r,
         )
-        self.queue_depth = self._gauge("saccade_queue_depth", "Pictures waiting for a batch")
-        self.queue_bytes = self._gauge("saccade_queue_bytes", "Decoded bytes waiting for a batch")
+        self.queue_depth = self._sum("saccade_queue_depth", "Pictures waiting for a batch")
+        self.queue_bytes = self._sum("saccade_queue_bytes", "Decoded bytes waiting for a batch")
         self.device_last_success = self._gauge(
             "saccade_device_last_success_timestamp_seconds", "When a batch last ran to its end"
         )
@@ -113,6 +113,16 @@ class Metrics:
         )
         self.worker_restarts = Counter(
             "saccade_worker_restarts", "Worker processes started again after a death", registry=r
+        )
+        self.device_ready = self._gauge(
+            "saccade_device_ready",
+            "1 while the worker of a device answers; only where there are several",
+            ["device"],
+        )
+        self.devices_lost = Counter(
+            "saccade_devices_lost",
+            "Times a device failed for good, and its worker process ended",
+            registry=r,
         )
         self.model_ready = self._gauge(
             "saccade_model_ready", "1 when a real forward pass of the model succeeded", ["model"]
@@ -128,6 +138,10 @@ class Metrics:
         return Gauge(
             name, text, list(labels), registry=self.registry, multiprocess_mode="mostrecent"
         )
+
+    def _sum(self, name: str, text: str) -> Gauge:
+        """Of the processes that live: each worker has a queue of its own."""
+        return Gauge(name, text, registry=self.registry, multiprocess_mode="livesum")
 
     def prepare(self, release: str, models_to_tasks: Mapping[str, Iterable[str]]) -> None:
         """Make every label set that can occur: a scrape before the first request shows zeros."""
@@ -168,3 +182,8 @@ class Metrics:
         everyone = CollectorRegistry()
         MultiProcessCollector(everyone, str(self._shared_folder))  # type: ignore[no-untyped-call]
         return everyone
+
+
+def forget_process(shared_folder: Path, pid: int) -> None:
+    """A process has died: what it measured last holds no more, its counts stay."""
+    mark_process_dead(pid, str(shared_folder))  # type: ignore[no-untyped-call]

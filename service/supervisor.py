@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from service.devices import endpoints, expand, labels
 from service.errors import StartError
 from service.lifeline import DRAIN, EXIT_BAD_CONFIG
-from service.metrics import DIRECTORY_VARIABLE
-from service.settings import Settings
-from service.worker.pulse import Watchdog, pulse_beside
+from service.metrics import DIRECTORY_VARIABLE, forget_process
+from service.settings import PREFIX, Settings
+from service.worker.pulse import Pulse, Watchdog, pulse_beside
 
 STEADY_S = 10.0  # a process that lived this long is restarted without delay
 LONGEST_DELAY_S = 8.0
@@ -46,6 +47,7 @@ class _Role:
     arguments: list[str]
     watch: Callable[[int], Watchdog]
     descriptors: tuple[int, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = field(default=None, init=False)
     ending: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
@@ -112,14 +114,17 @@ class Supervisor:
 
         Raises:
             BadBundle: a bundle is damaged; the sentence names the file.
+            BadSettings: a device is named that is not there.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
+        devices = expand(self._settings.device)
         folder = Path(tempfile.mkdtemp(prefix="saccade-"))  # mode 0700
         try:
-            worker, apis = self._roles(folder, listeners)
-            keepers = [asyncio.create_task(self._keep(role, folder)) for role in (worker, *apis)]
+            workers, apis = self._roles(folder, listeners, devices)
+            roles = (*workers, *apis)
+            keepers = [asyncio.create_task(self._keep(role, folder)) for role in roles]
             stop = asyncio.create_task(self._stopping.wait())
             # A keeper ends before the stop only by a bug, which the last gather then raises.
             ends: list[asyncio.Future[Any]] = [stop, *keepers]
@@ -130,7 +135,7 @@ class Supervisor:
                 took_s = round(time.monotonic() - began_s, 3)
                 _log.info("every bundle is whole", extra={"facts": {"took_s": took_s}})
                 self._verified = True
-                for role in (worker, *apis):
+                for role in roles:
                     role.begin()
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 await self._drain(apis)
@@ -138,7 +143,7 @@ class Supervisor:
             for listener in listeners:
                 listener.close()  # or the kernel would go on accepting what nobody will answer
             await asyncio.gather(*(self._stop(role, self._settings.grace_s) for role in apis))
-            await self._stop(worker, 0.0)
+            await asyncio.gather(*(self._stop(role, 0.0) for role in workers))
             await asyncio.gather(*keepers)
             if verified.done():
                 verified.result()  # raises what kept us from serving
@@ -169,27 +174,40 @@ class Supervisor:
         threading.Thread(target=verify, name="verify", daemon=True).start()
         return verified
 
-    def _roles(self, folder: Path, listeners: list[socket.socket]) -> tuple[_Role, list[_Role]]:
+    def _roles(
+        self, folder: Path, listeners: list[socket.socket], devices: list[str]
+    ) -> tuple[list[_Role], list[_Role]]:
+        """A worker for each device, and an API process for each socket."""
         endpoint, metrics = f"ipc://{folder}/worker.sock", str(folder / "metrics")
         (folder / "metrics").mkdir()
-        pulse = pulse_beside(endpoint)
         patience = math.ceil(self._settings.batch_timeout_s / LOOK_EVERY_S)
-        worker = _Role(
-            "worker",
-            ["service.worker.process", endpoint, metrics, "{incarnation}"],
-            lambda pid: Watchdog(pulse, pid, patience),
-        )
+        workers = [
+            _Role(
+                "worker" if len(devices) == 1 else f"worker {label}",
+                ["service.worker.process", own, metrics, "{incarnation}"],
+                watch=_watcher(pulse_beside(own), patience),
+                environment={f"{PREFIX}DEVICE": device},
+            )
+            for own, device, label in zip(
+                endpoints(endpoint, len(devices)), devices, labels(devices), strict=True
+            )
+        ]
+        for role in workers:
+            role.arguments.append(role.name)
         descriptors = [listener.fileno() for listener in listeners]
         apis = [
             _Role(
                 f"api {index}",
-                ["service.api.process", str(index), str(descriptor), endpoint, metrics],
+                [
+                    *("service.api.process", str(index), str(descriptor)),
+                    *(endpoint, metrics, ",".join(labels(devices))),
+                ],
                 watch=lambda pid: Watchdog(pulse_beside(endpoint, pid), pid, patience),
                 descriptors=(descriptor,),
             )
             for index, descriptor in enumerate(descriptors)
         ]
-        return worker, apis
+        return workers, apis
 
     async def _keep(self, role: _Role, folder: Path) -> None:
         incarnation = quick_deaths = 0
@@ -222,7 +240,11 @@ class Supervisor:
             "-m",
             *arguments,
             stdin=asyncio.subprocess.PIPE,  # the child ends when this pipe does, see lifeline
-            env=_ONE_THREAD | os.environ | self._settings.to_environment() | shared,
+            env=_ONE_THREAD
+            | os.environ
+            | self._settings.to_environment()
+            | shared
+            | role.environment,
             pass_fds=role.descriptors,
             start_new_session=True,  # Ctrl-C is for us; we stop the children in order
         )
@@ -235,6 +257,7 @@ class Supervisor:
             return await role.process.wait()
         finally:
             watching.cancel()
+            forget_process(folder / "metrics", role.process.pid)
 
     async def _drain(self, apis: list[_Role]) -> None:
         """Say that we are going, and go on for as long as balancers need to hear of it."""
@@ -261,6 +284,10 @@ class Supervisor:
         except TimeoutError:
             _log.error("%s did not stop within %g s; killing it", role.name, grace_s + KILL_AFTER_S)
             process.kill()
+
+
+def _watcher(pulse: Pulse, patience: int) -> Callable[[int], Watchdog]:
+    return lambda pid: Watchdog(pulse, pid, patience)
 
 
 async def _kill_if_it_hangs(role: _Role, process: asyncio.subprocess.Process) -> None:

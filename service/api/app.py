@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import TypedDict
@@ -27,7 +27,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.telemetry import Telemetry, open_telemetry
 from service.tracing import Trace, start_trace
-from service.worker.link import WorkerLink
+from service.worker.links import connect
 from service.worker.pulse import pulse_beside
 from service.worker.served import read_served, served_file
 
@@ -43,8 +43,11 @@ class State(TypedDict):
     serving: Serving
 
 
-def create_app(settings: Settings, endpoint: str, metrics: Metrics) -> FastAPI:
-    """The application of one API process; ``endpoint`` is where the worker listens.
+def create_app(
+    settings: Settings, endpoint: str, metrics: Metrics, devices: Sequence[str] = ()
+) -> FastAPI:
+    """The application of one API process; ``endpoint`` is where the worker listens, or the first of
+    several, one for each of the ``devices``.
 
     Raises:
         BadBundle: the repository cannot be read.
@@ -59,7 +62,7 @@ def create_app(settings: Settings, endpoint: str, metrics: Metrics) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        link = WorkerLink(endpoint, lambda state: serving.hear(state))
+        link = connect(endpoint, devices, lambda state: serving.hear(state))
         serving = Serving(settings, bundles, link, metrics, served)
         asyncio.get_running_loop().add_signal_handler(DRAIN, serving.drain)
         await link.start()

@@ -27,8 +27,8 @@ _log = logging.getLogger("service.api.process")  # __name__ is "__main__" here
 
 
 def main() -> None:
-    """Entry of ``python -m service.api.process INDEX SOCKET_FD ENDPOINT METRICS_FOLDER``."""
-    index, descriptor, endpoint, metrics_folder = sys.argv[1:]
+    """Entry of ``python -m service.api.process INDEX SOCKET ENDPOINT METRICS_FOLDER DEVICES``."""
+    index, descriptor, endpoint, metrics_folder, devices = sys.argv[1:]
     wait_until_verified = exit_with_parent()
     settings = load_settings()
     setproctitle(f"saccade api {index}")
@@ -36,7 +36,7 @@ def main() -> None:
     _log.info("starting", extra={"facts": {"waited_s": round(wait_until_verified(), 3)}})
     metrics = Metrics(Path(metrics_folder))
     try:
-        app = create_app(settings, endpoint, metrics)
+        app = create_app(settings, endpoint, metrics, devices.split(","))
         tls = _tls(settings)
     except StartError as error:
         _log.critical("%s", error)

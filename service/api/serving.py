@@ -26,7 +26,8 @@ from service.pictures import Picture, graph_inputs
 from service.settings import Settings, foreign_environment, split_list
 from service.tracing import Trace
 from service.worker.drain import DrainRate, retry_after_s
-from service.worker.link import Result, WorkerLink, WorkerState
+from service.worker.link import Result, WorkerState
+from service.worker.links import Link
 from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group
 from service.worker.served import read_served
@@ -41,7 +42,7 @@ class Serving:
         self,
         settings: Settings,
         bundles: list[Bundle],
-        link: WorkerLink,
+        link: Link,
         metrics: Metrics,
         served: Path | None = None,
     ) -> None:
@@ -81,6 +82,8 @@ class Serving:
         """Take note of what the worker says that it serves; ``learn`` tells more of it."""
         for name in self.manifests:
             self.metrics.model_ready.labels(name).set(state.ready and name in state.models)
+        for device, ready in state.devices.items():
+            self.metrics.device_ready.labels(device).set(ready)
         learning = self._learning is not None and not self._learning.done()
         if state.ready and not learning and not self._knows(state):
             self._learning = asyncio.create_task(self.learn(), name="learn what is served")

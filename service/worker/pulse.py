@@ -121,5 +121,6 @@ class Watchdog:
 
 def pulse_beside(endpoint: str, pid: int | None = None) -> Pulse:
     """That of the worker which listens at ``endpoint``, or of an API process that speaks to it."""
-    name = "pulse" if pid is None else f"pulse-{pid}"
-    return Pulse(Path(endpoint.removeprefix("ipc://")).with_name(name))
+    socket = Path(endpoint.removeprefix("ipc://"))
+    name = f"{socket.stem}.pulse" if pid is None else f"pulse-{pid}"
+    return Pulse(socket.with_name(name))

@@ -24,6 +24,12 @@ class Running:
         self._batches: dict[int, tuple[float, list[tuple[bytes, int]]]] = {}  # by thread
         self._suspects_waiting = 0
         self._suspect_runs = False
+        self._left = False
+
+    def leave_to_successor(self) -> None:
+        """What the pulse tells now stays there: this process has not run it, and will not."""
+        with self._free:
+            self._left = True
 
     @contextmanager
     def batch(self, jobs: list[Job]) -> Iterator[float]:
@@ -54,6 +60,8 @@ class Running:
         return not self._suspects_waiting and not self._suspect_runs
 
     def _tell(self) -> None:
+        if self._left:
+            return
         oldest_s = min((began_s for began_s, _ in self._batches.values()), default=0.0)
         self._pulse.run(oldest_s, (job for _, jobs in self._batches.values() for job in jobs))
 

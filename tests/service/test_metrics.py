@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import DIRECTORY_VARIABLE, REJECTIONS, STAGES, Metrics
+from service.metrics import DIRECTORY_VARIABLE, REJECTIONS, STAGES, Metrics, forget_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,8 +121,23 @@ def test_a_scrape_adds_up_all_processes_dead_ones_included(tmp_path: Path) -> No
     assert value(stage, f"{stage}_count", labels) == 2
     assert value(stage, f"{stage}_sum", labels) == 0.5
     assert value("saccade_batch_size", "saccade_batch_size_sum", "model=vit") == 8
-    # Gauges are what was last said, without a label that tells processes apart.
-    assert value("saccade_queue_depth", "saccade_queue_depth") == 7
+    # Gauges are what was last said, without a label that tells processes apart; queues add up.
+    assert value("saccade_queue_depth", "saccade_queue_depth") == 14
     assert value("saccade_model_ready", "saccade_model_ready", "model=vit") == 1
     assert value("saccade_build_info", "saccade_build_info", "version=1.2.3") == 1
     assert "pid=" not in text
+
+
+def test_what_waited_in_a_dead_process_waits_no_more_and_what_it_counted_stays(
+    tmp_path: Path,
+) -> None:
+    for role in ("worker", "worker"):
+        run_process(role, tmp_path)
+    dead, alive = (int(p.stem.rpartition("_")[2]) for p in tmp_path.glob("gauge_livesum_*.db"))
+    forget_process(tmp_path, dead)
+    found = families(run_process("api late", tmp_path))
+    assert found["saccade_queue_depth"][1]["saccade_queue_depth", ""] == 7
+    assert found["saccade_worker_restarts"][1]["saccade_worker_restarts_total", ""] == 2
+    forget_process(tmp_path, alive)
+    found = families(run_process("api late", tmp_path))
+    assert found["saccade_queue_depth"][1]["saccade_queue_depth", ""] == 0
