@@ -1,9 +1,11 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU; what it does on GPUs is in ``onnx_cuda``."""
 
 import logging
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 
@@ -74,8 +76,8 @@ class OnnxRuntime:
             self._session = _session(path, pool, slot)
         except Exception as error:  # the library's exceptions share no base below Exception
             raise BadBundle(f"onnxruntime {ort.__version__} cannot load {path}: {error}") from error
-        self.inputs = _signatures(self._session.get_inputs())
-        self.outputs = _signatures(self._session.get_outputs())
+        self.inputs = signatures(self._session.get_inputs())
+        self.outputs = signatures(self._session.get_outputs())
         self._names = list(self.outputs)
         self._free = threading.BoundedSemaphore(streams)
 
@@ -87,7 +89,7 @@ class OnnxRuntime:
 
 def _session(path: Path, threads: int, slot: Slot | None) -> ort.InferenceSession:
     if slot is None:
-        return _from_files(path, _options(threads))
+        return read_session(path, _options(threads))
     made_by = {"onnxruntime": ort.__version__}
     blob = slot.read(made_by)
     if blob is not None:
@@ -101,7 +103,7 @@ def _session(path: Path, threads: int, slot: Slot | None) -> ort.InferenceSessio
         session, blob = _optimised(path, threads)
     except Exception as error:  # a graph beyond the 2 GB of the format, a full disk
         _log.warning("onnxruntime cannot write what it makes of %s: %s", path, error)
-        return _from_files(path, _options(threads))
+        return read_session(path, _options(threads))
     slot.write(made_by, blob)
     return session
 
@@ -113,11 +115,15 @@ def _optimised(path: Path, threads: int) -> tuple[ort.InferenceSession, bytes]:
     with tempfile.TemporaryDirectory(prefix="saccade-") as folder:
         written = Path(folder) / "model.ort"
         options.optimized_model_filepath = str(written)
-        return _from_files(path, options), written.read_bytes()
+        return read_session(path, options), written.read_bytes()
 
 
-def _from_files(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    """The library would map files that the graph names, and compute with whatever is written there
+def read_session(
+    path: Path, options: ort.SessionOptions, providers: Sequence[Any] = _PROVIDERS
+) -> ort.InferenceSession:
+    """A session of what lies in a file and in those beside it.
+
+    The library would map files that the graph names, and compute with whatever is written there
     later; so they are read.
     """
     graph = path.read_bytes()
@@ -130,7 +136,7 @@ def _from_files(path: Path, options: ort.SessionOptions) -> ort.InferenceSession
     options.add_external_initializers_from_files_in_memory(
         [other.name for other in named], contents, [len(content) for content in contents]
     )
-    return ort.InferenceSession(path, options, providers=_PROVIDERS)
+    return ort.InferenceSession(path, options, providers=providers)
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -140,7 +146,8 @@ def _options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _signatures(nodes: list[ort.NodeArg]) -> dict[str, Signature]:
+def signatures(nodes: list[ort.NodeArg]) -> dict[str, Signature]:
+    """What a session states of its inputs or outputs."""
     return {
         node.name: (
             _DTYPES.get(node.type, node.type),
