@@ -15,7 +15,13 @@ export class Problem extends Error {
 }
 
 export async function getJson(path) {
-  return (await send(path)).json();
+  const response = await send(path);
+  return parse(await response.text(), response);
+}
+
+/** A file that comes with the page. */
+export async function getBlob(path) {
+  return (await send(path)).blob();
 }
 
 /** Posts a picture; the answer as text too, so that what is saved is what was sent. */
@@ -29,7 +35,7 @@ export async function ask(task, blob, parameters, signal) {
   });
   const text = await response.text();
   const tookMs = performance.now() - began;
-  return { answer: JSON.parse(text), text, timing: readTiming(response.headers.get("Server-Timing")), tookMs };
+  return { answer: parse(text, response), text, timing: readTiming(response.headers.get("Server-Timing")), tookMs };
 }
 
 export function pathOf(task, parameters) {
@@ -53,23 +59,33 @@ async function send(path, options = {}) {
     throw new Problem({
       title: "No answer",
       code: "no_answer",
-      detail:
-        `${location.host} did not answer. Either it has stopped, or it closed the connection, as it does ` +
-        "when a picture has far more bytes than it accepts. See whether the server runs, and try a smaller picture.",
+      detail: options.body
+        ? `${location.host} did not answer. Either it has stopped, or it closed the connection, as it does ` +
+          "when a picture has far more bytes than it accepts. See whether the server runs, and try a smaller picture."
+        : `${location.host} did not answer. See whether the server runs, and try again.`,
     });
   }
   if (response.ok) return response;
   throw new Problem(await describe(response));
 }
 
-async function describe(response) {
+function parse(text, response) {
   try {
-    return await response.json();
+    return JSON.parse(text);
   } catch {
-    return {
-      title: response.statusText || "Refused",
-      status: response.status,
-      detail: `Status ${response.status} came without a reason; something between this page and the server may have answered. Try again.`,
-    };
+    throw new Problem(strange(response, "what came is no answer of a Saccade server"));
   }
+}
+
+async function describe(response) {
+  const problem = await response.json().catch(() => null);
+  return problem?.detail ? problem : strange(response, "it came without a reason");
+}
+
+function strange({ status, statusText }, what) {
+  return {
+    title: statusText || "Refused",
+    status: status === 200 ? 0 : status,
+    detail: `Status ${status}, and ${what}: something between this page and the server may have answered. Try again, or reload the page.`,
+  };
 }

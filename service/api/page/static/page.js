@@ -1,6 +1,6 @@
 // The page: where pictures come from, how many panes show them, keys and colours.
 
-import { getJson, key } from "./api.js";
+import { getBlob, getJson, key } from "./api.js";
 import { Pane } from "./pane.js";
 import { watch } from "./status.js";
 
@@ -65,17 +65,26 @@ async function take(blob, name) {
 }
 
 async function showSamples() {
-  const { samples } = await (await fetch("/page/samples")).json();
+  const { samples } = await getJson("/page/samples");
   $("samples").replaceChildren(
     ...samples.map((name) => {
       const button = Object.assign(document.createElement("button"), { type: "button", className: "sample" });
       button.dataset.name = name;
       button.setAttribute("aria-pressed", "false");
       button.append(Object.assign(new Image(), { src: `/page/scenes/${name}`, alt: `Sample: ${name.replace(/\.\w+$/, "")}` }));
-      button.addEventListener("click", async () => take(await (await fetch(`/page/scenes/${name}`)).blob(), name));
+      button.addEventListener("click", () => takeSample(name));
       return button;
     }),
   );
+}
+
+async function takeSample(name) {
+  try {
+    await take(await getBlob(`/page/scenes/${name}`), name);
+    complain("");
+  } catch (error) {
+    complain(error.message);
+  }
 }
 
 function listenToFiles() {
@@ -88,6 +97,7 @@ function listenToFiles() {
   addEventListener("paste", (event) => {
     const file = event.clipboardData?.files[0];
     if (file) take(file, file.name);
+    else if (!event.target.closest?.("input")) complain("What was pasted holds no picture. Copy a picture, and paste again.");
   });
   let depth = 0;
   const over = (shown) => ($("over").hidden = !shown);
@@ -177,6 +187,6 @@ listenToFiles();
 listenToCamera();
 listenToKey();
 $("compare").addEventListener("click", compare);
-showSamples();
+showSamples().catch((error) => complain(error.message));
 watch();
 begin();
