@@ -26,7 +26,7 @@ settings.register_profile("long", max_examples=3_000, deadline=None)  # of each 
 
 
 SIDE_BY_SIDE = ("export", "models")
-"""Folders whose files may run beside each other; all others share servers, and run in one process."""
+"""Folders whose files may run beside each other; others share servers, and run in one process."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
