@@ -14,6 +14,8 @@ from export.demo.training.matching import corners, match_many
 from export.detector.pictures import Batch, Pictures, plain
 from models.deformable_detr import DeformableDetr, DeformableDetrConfig
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 # The share of the average that a step keeps, once there are many.
 KEPT = 0.998
 
@@ -117,7 +119,7 @@ def precision(model: nn.Module, pictures: Pictures, batch: int = 32) -> Figures:
     return average_precision(truth, found, pictures.labels)
 
 
-def _average(average: list[Tensor], current: list[Tensor], steps: "Tensor | int") -> None:
+def _average(average: Tensors, current: Tensors, steps: "Tensor | int") -> None:
     """Move the average; the first steps, far from where it goes, are soon forgotten."""
     kept = min(KEPT, (1 + int(steps)) / (10 + int(steps)))
     get_ema_multi_avg_fn(kept)(average, current, steps)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def read(data: Path, split: str, canvas: tuple[int, int]) -> Pictures:
     content = json.loads((data / "annotations" / f"instances_{split}.json").read_bytes())
     categories = sorted(content["categories"], key=lambda category: int(category["id"]))
     classes = {category["id"]: index for index, category in enumerate(categories)}
-    things: dict[int, list[dict[str, object]]] = {image["id"]: [] for image in content["images"]}
+    things: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd"):
             things[annotation["image_id"]].append(annotation)
@@ -57,8 +58,8 @@ def read(data: Path, split: str, canvas: tuple[int, int]) -> Pictures:
         images.append(_squashed(data / split / image["file_name"], canvas))
         sides = torch.tensor([image["width"], image["height"]]).repeat(2)
         for column, thing in enumerate(things[image["id"]]):
-            x, y, width, height = thing["bbox"]  # type: ignore[misc]
-            found[row, column] = classes[thing["category_id"]]  # type: ignore[index]
+            x, y, width, height = thing["bbox"]
+            found[row, column] = classes[thing["category_id"]]
             corners[row, column] = torch.tensor([x, y, x + width, y + height]) / sides
     return Pictures(
         torch.from_numpy(np.stack(images)),
@@ -71,7 +72,7 @@ def read(data: Path, split: str, canvas: tuple[int, int]) -> Pictures:
 def joined(first: Pictures, second: Pictures) -> Pictures:
     """The pictures of two splits as one."""
     most = max(first.boxes.classes.shape[1], second.boxes.classes.shape[1])
-    pairs = [(_widened(part.boxes, most)) for part in (first, second)]
+    pairs = [_widened(part.boxes, most) for part in (first, second)]
     return Pictures(
         torch.cat([first.images, second.images]),
         Boxes(*map(torch.cat, zip(*pairs, strict=True))),

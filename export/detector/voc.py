@@ -39,7 +39,8 @@ def main(
 
 def coco(trees: Sequence[ElementTree.Element], labels: Sequence[str]) -> dict[str, Any]:
     """Annotations in COCO's form, of pictures in the given order; category i is label i - 1."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, tree in enumerate(trees, 1):
         width, height = (int(tree.findtext(f"size/{side}", "0")) for side in ("width", "height"))
         name = tree.findtext("filename")
