@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import onnx_ir as ir
 import torch
@@ -28,6 +28,13 @@ _DTYPES: dict[ir.DataType, Literal["uint8", "int32", "int64", "float32"]] = {
     ir.DataType.INT64: "int64",
     ir.DataType.FLOAT: "float32",
 }
+
+
+class Signature(TypedDict):
+    """Inputs and outputs of a graph as a manifest states them."""
+
+    inputs: list[bundle.Tensor]
+    outputs: list[bundle.Tensor]
 
 
 def trace(head: nn.Module, inputs: Mapping[str, Tensor]) -> ir.Model:
@@ -57,12 +64,12 @@ def trace(head: nn.Module, inputs: Mapping[str, Tensor]) -> ir.Model:
     return program.model
 
 
-def signature(model: ir.Model) -> dict[str, list[bundle.Tensor]]:
+def signature(model: ir.Model) -> Signature:
     """``inputs`` and ``outputs`` as a manifest states them."""
-    return {
-        "inputs": [_tensor(value) for value in model.graph.inputs],
-        "outputs": [_tensor(value) for value in model.graph.outputs],
-    }
+    return Signature(
+        inputs=[_tensor(value) for value in model.graph.inputs],
+        outputs=[_tensor(value) for value in model.graph.outputs],
+    )
 
 
 def save(

@@ -180,12 +180,12 @@ def _sample_by_gather(values: Tensor, locations: Tensor, weights: Tensor, grids:
     """
     batch, cells, heads, _ = values.shape
     table = values.transpose(1, 2).flatten(0, 2)  # (B*h*S, d)
-    whole = {"dtype": torch.int32, "device": values.device}  # int64 would be slower on a GPU
-    sides = torch.tensor([[w, h] for h, w in grids], dtype=torch.float32, device=values.device)
+    whole, device = torch.int32, values.device  # int64 would be slower on a GPU
+    sides = torch.tensor([[w, h] for h, w in grids], dtype=torch.float32, device=device)
     sides = sides[:, None]
-    first = torch.tensor(_starts(grids), **whole)[:, None]  # (L, 1)
-    pictures = torch.arange(batch, **whole)[:, None, None, None, None]
-    head = torch.arange(heads, **whole)[:, None, None]
+    first = torch.tensor(_starts(grids), dtype=whole, device=device)[:, None]  # (L, 1)
+    pictures = torch.arange(batch, dtype=whole, device=device)[:, None, None, None, None]
+    head = torch.arange(heads, dtype=whole, device=device)[:, None, None]
     first = first + (pictures * heads + head) * cells  # (B, 1, h, L, 1)
 
     places = locations * sides - 0.5
