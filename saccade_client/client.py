@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
@@ -28,6 +28,8 @@ from saccade_client.results import (
 
 TIMEOUT_S = 30.0
 MOST_AT_ONCE = 64
+Hear = Callable[[httpx.Response], Awaitable[None]]
+"""Is told of a response as soon as its headers are there, in the task that asked."""
 
 
 class _Connection(TypedDict):
@@ -138,7 +140,7 @@ class AsyncClient:
 
     As many pictures are under way as are awaited at once, up to ``MOST_AT_ONCE``. Others wait for
     their turn, and only then are read and have their time begin: ``asyncio.gather`` over thousands
-    is fine.
+    is fine. ``hear`` is told of every response, as for its Server-Timing.
     """
 
     def __init__(
@@ -147,9 +149,13 @@ class AsyncClient:
         api_key: str | None = None,
         timeout_s: float = TIMEOUT_S,
         transport: httpx.AsyncBaseTransport | None = None,
+        hear: Hear | None = None,
     ) -> None:
         self.timeout_s = timeout_s
-        self._http = httpx.AsyncClient(**_connection(url, api_key), transport=transport)
+        hooks = {"response": [] if hear is None else [hear]}
+        self._http = httpx.AsyncClient(
+            **_connection(url, api_key), transport=transport, event_hooks=hooks
+        )
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def classify(

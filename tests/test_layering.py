@@ -17,7 +17,8 @@ FOLDERS = ("models", "export", "service", "bench", "saccade_client")
 RUNTIMES = {
     "onnxruntime": ("onnx", "onnx_cuda"),
     "openvino": ("openvino",),
-    "tensorrt": ("tensorrt",),
+    "tensorrt": ("tensorrt/library",),
+    "tensorrt_rtx": ("tensorrt/library",),
     "pynvml": ("nvml",),
 }
 """Libraries that not every installation has, and the files that speak to each."""
@@ -26,6 +27,7 @@ HTTP = ("fastapi", "starlette", "uvicorn")
 FILE_LIBRARIES = ("safetensors", "huggingface_hub", "yaml")  # the last for what the second raises
 SEEN_BY_EXPORT = (
     *("bundle", "explain", "images", "geometry", "resize", "tasks", "worker.runtimes", "errors"),
+    *("agreement", "engines", "evaluate", "parity"),
 )
 SEEN_BY_CLIENT = ("saccade_client", "httpx", "numpy", "PIL", "pycocotools", "supervision")
 LAZY = {("service/cli.py", "export")}
@@ -89,7 +91,8 @@ def forbidden(path: str, name: str, lazy: bool) -> str | None:
         known = top in (*SEEN_BY_CLIENT, *sys.stdlib_module_names)
         return None if known else "the client knows nothing of the server"
     if top == "saccade_client":
-        return None if path.startswith("service/predict/") else "only batch work uses the client"
+        allowed = path.startswith(("service/predict/", "service/evaluate/"))
+        return None if allowed else "only batch work uses the client"
     if folder == "service" and top in (*OFFLINE, "models"):
         return f"service knows nothing of {top}"
     if folder == "export" and top == "service":
@@ -193,6 +196,8 @@ def test_the_rule_catches_a_violation(path: str, source: str) -> None:
         ("models/vit.py", "import math\nimport torch\nfrom .layers import Block"),
         ("saccade_client/client.py", "import time\nimport httpx\nfrom saccade_client import masks"),
         ("service/predict/command.py", "from saccade_client import AsyncClient"),
+        ("service/evaluate/scorers.py", "from saccade_client import results"),
+        ("export/demo/measure.py", "from service.evaluate.panoptic import PanopticQuality"),
     ],
 )
 def test_the_rule_lets_through_what_is_allowed(path: str, source: str) -> None:
@@ -232,6 +237,7 @@ def test_every_module_of_the_service_imports_without_what_is_offline() -> None:
     libraries = {
         f"service.worker.runtimes.{name}": lib for lib, names in RUNTIMES.items() for name in names
     }
+    del libraries["service.worker.runtimes.tensorrt/library"]  # looks for them when it is called
     libraries["service.cluster.application"] = "ray"
     modules = [
         path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")

@@ -20,12 +20,44 @@ _RECALLS = np.linspace(0, 1, 101)
 
 
 def load_truth(document: Row) -> COCO:
-    """An annotation file as pycocotools indexes it; truth may leave out ``area`` and ``iscrowd``."""
-    annotations = [
-        {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0} | row
-        for row in document["annotations"]
-    ]
+    """An annotation file as pycocotools indexes it.
+
+    Truth may leave out ``iscrowd``, and ``bbox`` and ``area`` where the other or a mask says them.
+    Annotations are numbered anew: one with the id 0 would never count as found.
+    """
+    sizes = {row["id"]: (row.get("height"), row.get("width")) for row in document["images"]}
+    annotations = []
+    for number, row in enumerate(document["annotations"], 1):
+        made = {"iscrowd": 0} | row | {"id": number}
+        if "bbox" not in made or ("area" not in made and made.get("segmentation")):
+            encoded = encode(made["segmentation"], *sizes[row["image_id"]])
+            made.setdefault("bbox", run_lengths.toBbox(encoded).tolist())
+            made.setdefault("area", float(run_lengths.area(encoded)))
+        made.setdefault("area", made["bbox"][2] * made["bbox"][3])
+        annotations.append(made)
     return _index(document | {"annotations": annotations})
+
+
+def encode(segmentation: Any, height: int, width: int) -> Row:
+    """Compressed run lengths of a mask in any of COCO's spellings: polygons, run lengths as numbers
+    or compressed.
+
+    Raises:
+        ValueError: it is none of them, or of another size.
+    """
+    if isinstance(segmentation, list) and segmentation:
+        return dict(run_lengths.merge(run_lengths.frPyObjects(segmentation, height, width)))
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        raise ValueError("it is neither a list of polygons nor run lengths with size and counts")
+    size = [int(side) for side in segmentation["size"]]
+    if size != [height, width]:
+        raise ValueError(f"its size is {size[1]}x{size[0]}, its picture's {width}x{height}")
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        if sum(counts) != height * width:
+            raise ValueError(f"its counts add up to {sum(counts)}, not to the picture's pixels")
+        return dict(run_lengths.frPyObjects({"size": size, "counts": counts}, height, width))
+    return {"size": size, "counts": counts}
 
 
 @dataclass(frozen=True)
@@ -36,11 +68,11 @@ class AveragePrecision:
     """
 
     figures: dict[str, float]
-    per_class: dict[str, dict[str, float]]
+    per_class: dict[int, dict[str, float]]
     matches: list["Matches"]
 
     def resampled(self, weights: NDArray[np.float64]) -> dict[str, float]:
-        """AP, AP50 and AP75 where picture i, in order of the ids, was drawn ``weights[i]`` times."""
+        """AP, AP50 and AP75 where picture i in order of the ids was drawn ``weights[i]`` times."""
         curves = [one.precision(weights) for one in self.matches]
         means = [curve for curve in curves if curve is not None]
         if not means:
@@ -90,7 +122,7 @@ def measure(
         evaluation.summarize()
     return AveragePrecision(
         figures={name: float(value) for name, value in zip(NAMES, evaluation.stats, strict=True)},
-        per_class=_per_class(truth, evaluation),
+        per_class=_per_class(evaluation),
         matches=_matches(evaluation),
     )
 
@@ -107,7 +139,9 @@ def _answers(truth: COCO, rows: Sequence[Row], kind: Kind) -> COCO:
             made["area"] = row["bbox"][2] * row["bbox"][3]
         annotations.append(made)
     dataset = truth.dataset
-    return _index({name: dataset[name] for name in ("images", "categories")} | {"annotations": annotations})
+    return _index(
+        {name: dataset[name] for name in ("images", "categories")} | {"annotations": annotations}
+    )
 
 
 def _index(document: Row) -> COCO:
@@ -118,16 +152,15 @@ def _index(document: Row) -> COCO:
     return indexed
 
 
-def _per_class(truth: COCO, evaluation: COCOeval) -> dict[str, dict[str, float]]:
-    """AP and AP50 of every class that there is something to find of."""
+def _per_class(evaluation: COCOeval) -> dict[int, dict[str, float]]:
+    """AP and AP50 of every class by id, -1 where there is nothing to find of it."""
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10, 101, K) of all sizes
-    rows = {}
-    for place, category_id in enumerate(evaluation.params.catIds):
-        values = precision[:, :, place]
-        if (values > -1).any():
-            name = truth.cats[category_id]["name"]
-            rows[name] = {"AP": float(values.mean()), "AP50": float(values[0].mean())}
-    return rows
+    return {
+        category_id: {"AP": float(values.mean()), "AP50": float(values[0].mean())}
+        for category_id, values in zip(
+            evaluation.params.catIds, np.moveaxis(precision, -1, 0), strict=True
+        )
+    }
 
 
 def _matches(evaluation: COCOeval) -> list[Matches]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from service.errors import BadSettings
 from service.evaluate.categories import Category, Match
+from service.evaluate.maps import Maps, open_maps
 from service.predict.sources import SUFFIXES, Source
 
 SAMPLE_SEED = 0
@@ -22,8 +23,8 @@ class Dataset:
     """Pictures and what is known of each: ``truth`` by the name of its source.
 
     That is for "imagenet" and "folder" the id of the class, for "coco" the picture's row in
-    ``document``, for "coco-panoptic" the annotation, for "ade20k" the file of the map. ``folder``
-    holds the maps of "coco-panoptic".
+    ``document``, for "coco-panoptic" the annotation, for "ade20k" the file of the map. ``maps``
+    are those of "coco-panoptic".
     """
 
     kind: str
@@ -33,14 +34,33 @@ class Dataset:
     categories: list[Category]
     match: Match = "name"
     document: dict[str, Any] = field(default_factory=dict)
-    folder: Path = Path()
+    maps: Maps | None = None
 
     def limited(self, limit: int | None) -> "Dataset":
-        """At most ``limit`` pictures of it, drawn by chance, but always the same ones."""
+        """At most ``limit`` pictures of it, drawn by chance but always the same; a larger limit
+        adds to them.
+        """
         if limit is None or limit >= len(self.sources):
             return self
-        chosen = random.Random(SAMPLE_SEED).sample(range(len(self.sources)), limit)
+        places = list(range(len(self.sources)))
+        random.Random(SAMPLE_SEED).shuffle(places)
+        chosen = places[:limit]
         return replace(self, sources=[self.sources[place] for place in sorted(chosen)])
+
+
+def split_data(data: str) -> tuple[str, Path]:
+    """The kind and the path of ``KIND:PATH``.
+
+    Raises:
+        BadSettings: there is no such kind, or nothing at the path.
+    """
+    kind, colon, path = data.partition(":")
+    if kind not in _OPENERS or not colon or not path:
+        kinds = ", ".join(_OPENERS)
+        raise BadSettings(f"--data takes KIND:PATH with one of {kinds}; found {data!r}")
+    if not Path(path).exists():
+        raise BadSettings(f"--data {data}: there is no {path}; name a folder or file that is there")
+    return kind, Path(path)
 
 
 def open_dataset(data: str, labels: int | None = None) -> Dataset:
@@ -49,12 +69,8 @@ def open_dataset(data: str, labels: int | None = None) -> Dataset:
     Raises:
         BadSettings: there is no such kind, or the folder does not look like it.
     """
-    kind, colon, path = data.partition(":")
-    if kind not in _OPENERS or not colon or not path:
-        raise BadSettings(f"--data takes KIND:PATH with one of {', '.join(_OPENERS)}; found {data!r}")
-    if not Path(path).exists():
-        raise BadSettings(f"--data {data}: there is no {path}")
-    dataset = _OPENERS[kind](Path(path), labels)
+    kind, path = split_data(data)
+    dataset = _OPENERS[kind](path, labels)
     if not dataset.sources:
         raise BadSettings(f"--data {data}: there is no picture with truth")
     return dataset
@@ -141,7 +157,11 @@ def _synsets(path: Path, names: list[str], labels: int | None) -> dict[str, int]
     as every ImageNet model counts them.
     """
     listed = next(
-        (path / name for name in ("LOC_synset_mapping.txt", "synsets.txt") if (path / name).is_file()),
+        (
+            path / name
+            for name in ("LOC_synset_mapping.txt", "synsets.txt")
+            if (path / name).is_file()
+        ),
         None,
     )
     if listed is not None:
@@ -151,15 +171,15 @@ def _synsets(path: Path, names: list[str], labels: int | None) -> dict[str, int]
         return {name: rank for rank, name in enumerate(known)}
     if labels is not None and labels != len(names):
         raise BadSettings(
-            f"{path} has {len(names)} of the {labels} classes that the model knows; put all of them "
-            f"into {path / 'synsets.txt'}, one WordNet id a line in the order of the labels"
+            f"{path} has {len(names)} of the {labels} classes that the model knows; put all of "
+            f"them into {path / 'synsets.txt'}, one WordNet id a line in the order of the labels"
         )
     return {name: rank for rank, name in enumerate(names)}
 
 
 def _coco(path: Path, labels: int | None) -> Dataset:
     del labels
-    file, root, split = _annotation_file(path, "instances_")
+    file, root, split = annotation_file(path, "instances_")
     document = read_json(file)
     categories = coco_categories(document, file)
     rows = {row["file_name"]: row for row in document["images"]}
@@ -169,18 +189,22 @@ def _coco(path: Path, labels: int | None) -> Dataset:
 
 def _coco_panoptic(path: Path, labels: int | None) -> Dataset:
     del labels
-    file, root, split = _annotation_file(path, "panoptic_")
+    file, root, split = annotation_file(path, "panoptic_")
     document = read_json(file)
     categories = coco_categories(document, file)
     names = {row["id"]: row["file_name"] for row in document["images"]}
     truth = {names[row["image_id"]]: row for row in document["annotations"]}
     sources = _pictures(root, split, truth)
-    folder = file.with_suffix("")
-    return Dataset("coco-panoptic", path, sources, truth, categories, "name", document, folder)
+    maps = open_maps(file, [row["file_name"] for row in document["annotations"]])
+    return Dataset("coco-panoptic", path, sources, truth, categories, "name", document, maps)
 
 
-def _annotation_file(path: Path, prefix: str) -> tuple[Path, Path, str]:
-    """The file, the folder of the whole set, and the name of its split, like val2017."""
+def annotation_file(path: Path, prefix: str) -> tuple[Path, Path, str]:
+    """The file, the folder of the whole set, and the name of its split, like val2017.
+
+    Raises:
+        BadSettings: there is none, or several.
+    """
     if path.is_file():
         root = path.parent.parent if path.parent.name == "annotations" else path.parent
         return path, root, path.stem.removeprefix(prefix)

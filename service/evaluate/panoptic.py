@@ -75,19 +75,19 @@ class PanopticQuality:
                 figures[name + suffix] = np.where(occur, values, 0).sum(axis=-1) / classes
         return figures
 
-    def per_class(self) -> dict[str, dict[str, float]]:
-        """PQ, SQ and RQ of every class that occurs, and its segments found, invented, missed."""
-        rows = {}
-        for category, counts in zip(self.categories, self.total(), strict=True):
-            if counts[FOUND:].sum() > 0:
-                values = [float(value) for value in qualities_of(counts)]
-                rows[category.name] = dict(
-                    zip(("PQ", "SQ", "RQ"), values, strict=True),
-                    found=float(counts[FOUND]),
-                    invented=float(counts[INVENTED]),
-                    missed=float(counts[MISSED]),
-                )
-        return rows
+    def per_class(self) -> dict[int, dict[str, float]]:
+        """PQ, SQ and RQ of every class by id, and its segments found, invented and missed; one
+        without any does not occur.
+        """
+        return {
+            category.id: dict(
+                zip(("PQ", "SQ", "RQ"), map(float, qualities_of(counts)), strict=True),
+                found=int(counts[FOUND]),
+                invented=int(counts[INVENTED]),
+                missed=int(counts[MISSED]),
+            )
+            for category, counts in zip(self.categories, self.total(), strict=True)
+        }
 
     def _groups(self) -> dict[str, list[int]]:
         groups = {"": list(range(len(self.categories)))}
@@ -140,11 +140,11 @@ class _Matches:
             if segment.iscrowd:
                 continue
             shared = self._shared[row + 1]
-            for column in np.flatnonzero(shared[1:]):
+            for column in map(int, np.flatnonzero(shared[1:])):
                 union = shared.sum() + sizes[column + 1] - shared[column + 1] - void[column + 1]
                 iou = float(shared[column + 1] / union)
                 if iou > 0.5 and self._found[column].category_id == segment.category_id:
-                    pairs.append((row, int(column), iou))
+                    pairs.append((row, column, iou))
         return pairs
 
     def settle(self, true_row: int, found_row: int) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from saccade_client.masks import read_id_map
 from saccade_client.results import Detections, Segmentation
 from service.evaluate import average_precision
+from service.evaluate.average_precision import AveragePrecision
 from service.evaluate.bootstrap import RESAMPLES, Figures, Weights
 from service.evaluate.categories import Matching
 from service.evaluate.datasets import Dataset
@@ -19,32 +20,37 @@ from service.evaluate.semantic import VOID, MeanIou
 
 Answer = dict[str, Any]
 Measure = Callable[[Weights], Figures]
+PerClass = dict[int, dict[str, float]]
 
 
 class OtherSize(Exception):
     """An answer is about a picture of another size than its truth."""
 
 
-class Scorer(Protocol):
-    """Hears one answer after another; None is one that failed, and counts as finding nothing."""
+class Scores(Protocol):
+    """What was counted. ``headline`` names the figure that is looked at first."""
 
     headline: str
     resamples: int
+
+    def figures(self) -> Figures:
+        """All figures in 0..1."""
+
+    def per_class(self) -> PerClass:
+        """Figures of every class by its id; -1 where there is nothing to say."""
+
+    def measure(self) -> Measure:
+        """Figures of a resample of the pictures."""
+
+
+class Scorer(Scores, Protocol):
+    """Hears one answer after another; None is one that failed, and counts as finding nothing."""
 
     def add(self, name: str, answer: Answer | None) -> None:
         """Note the answer to the picture of that name; raises OtherSize, having noted nothing."""
 
     def running(self) -> float | None:
         """The headline figure so far; None where it is not at hand."""
-
-    def figures(self) -> Figures:
-        """All figures in 0..1."""
-
-    def per_class(self) -> dict[str, dict[str, float]]:
-        """Figures of every class that occurs."""
-
-    def measure(self) -> Measure:
-        """Figures of a resample of the pictures."""
 
 
 def scorer_of(dataset: Dataset, matching: Matching, task: str) -> Scorer:
@@ -66,7 +72,7 @@ class Classified:
 
     def __init__(self, dataset: Dataset, matching: Matching) -> None:
         self._truth, self._category_ids = dataset.truth, matching.category_ids
-        self._names = {category.id: category.name for category in dataset.categories}
+        self._kinds = [category.id for category in dataset.categories]
         self._hits: list[tuple[bool, bool]] = []
         self._true: list[int] = []
 
@@ -83,40 +89,75 @@ class Classified:
     def figures(self) -> Figures:
         return self.measure()(np.ones(len(self._hits)))
 
-    def per_class(self) -> dict[str, dict[str, float]]:
+    def per_class(self) -> PerClass:
         hits, true = np.array(self._hits, dtype=float), np.array(self._true)
-        shares = ((kind, hits[true == kind].mean(axis=0)) for kind in sorted(set(self._true)))
-        return {self._names[kind]: _tops(share) for kind, share in shares}
+        seen = set(self._true)
+        nothing = np.array([-1.0, -1.0])
+        return {
+            kind: _tops(hits[true == kind].mean(axis=0) if kind in seen else nothing)
+            for kind in self._kinds
+        }
 
     def measure(self) -> Measure:
         hits = np.array(self._hits, dtype=float)
         return lambda weights: _tops(weights @ hits / weights.sum())
 
 
+class FoundScores:
+    """COCO's figures of masks and boxes; those that are counted first make the headline."""
+
+    resamples = 200  # each sorts all detections anew
+
+    def __init__(self, counted: dict[average_precision.Kind, AveragePrecision]) -> None:
+        self.headline = f"{next(iter(counted))} AP"
+        self._counted = counted
+
+    def figures(self) -> Figures:
+        return {
+            f"{kind} {name}": value
+            for kind, counted in self._counted.items()
+            for name, value in counted.figures.items()
+        }
+
+    def per_class(self) -> PerClass:
+        rows: PerClass = {}
+        for kind, counted in self._counted.items():
+            for category_id, values in counted.per_class.items():
+                named = {f"{kind} {name}": value for name, value in values.items()}
+                rows[category_id] = rows.get(category_id, {}) | named
+        return rows
+
+    def measure(self) -> Measure:
+        def resampled(weights: Weights) -> Figures:
+            return {
+                f"{kind} {name}": value
+                for kind, one in self._counted.items()
+                for name, value in one.resampled(weights).items()
+            }
+
+        return resampled
+
+
 class Found:
     """COCO's figures of boxes, and of masks where there are any."""
 
-    headline = "box AP"
-    resamples = 200  # each sorts all detections anew
+    resamples = FoundScores.resamples
 
     def __init__(self, dataset: Dataset, matching: Matching, masks: bool) -> None:
         self._rows: list[dict[str, Any]] = []
         self._images, self._category_ids = dataset.truth, matching.category_ids
         self._ids: list[int] = []
         self._truth = average_precision.load_truth(dataset.document)
-        self._kinds: dict[str, average_precision.Kind] = {"box": "bbox"}
-        if masks:
-            self._kinds, self.headline = {"mask": "segm", "box": "bbox"}, "mask AP"
+        self._kinds: list[average_precision.Kind] = ["segm", "bbox"] if masks else ["bbox"]
+        self.headline = f"{self._kinds[0]} AP"
         self._running: float | None = None
-        self._measured: tuple[int, dict[str, average_precision.AveragePrecision]] = (0, {})
+        self._scored: tuple[int, FoundScores] | None = None
 
     def add(self, name: str, answer: Answer | None) -> None:
         image = self._images[name]
         if answer is not None:
             _compare_size(answer, (image["height"], image["width"]))
-            found = Detections.of(answer)
-            if "segments" in answer:
-                found = Segmentation.of(answer)  # type: ignore[assignment]
+            found = Segmentation.of(answer) if "segments" in answer else Detections.of(answer)
             for row in found.to_coco(image["id"]):
                 if row["category_id"] in self._category_ids:
                     category_id = self._category_ids[row["category_id"]]
@@ -127,83 +168,71 @@ class Found:
         """Counted whenever the number of pictures has doubled: it takes longer each time."""
         count = len(self._ids)
         if count >= 32 and count & (count - 1) == 0:
-            kind = self._kinds[self.headline.partition(" ")[0]]
-            counted = average_precision.measure(self._truth, self._rows, kind, self._ids)
-            self._running = counted.figures["AP"]
+            self._running = self._measured(self._kinds[0]).figures["AP"]
         return self._running
 
     def figures(self) -> Figures:
-        return {
-            f"{what} {name}": value
-            for what, counted in self._counted().items()
-            for name, value in counted.figures.items()
-        }
+        return self._scores().figures()
 
-    def per_class(self) -> dict[str, dict[str, float]]:
-        rows: dict[str, dict[str, float]] = {}
-        for what, counted in self._counted().items():
-            for label, values in counted.per_class.items():
-                named = {f"{what} {name}": value for name, value in values.items()}
-                rows[label] = rows.get(label, {}) | named
-        return rows
+    def per_class(self) -> PerClass:
+        return self._scores().per_class()
 
     def measure(self) -> Measure:
-        counted = self._counted()
+        return self._scores().measure()
 
-        def resampled(weights: Weights) -> Figures:
-            return {
-                f"{what} {name}": value
-                for what, one in counted.items()
-                for name, value in one.resampled(weights).items()
-            }
+    def _scores(self) -> FoundScores:
+        if self._scored is None or self._scored[0] != len(self._ids):
+            counted = {kind: self._measured(kind) for kind in self._kinds}
+            self._scored = len(self._ids), FoundScores(counted)
+        return self._scored[1]
 
-        return resampled
-
-    def _counted(self) -> dict[str, average_precision.AveragePrecision]:
-        if self._measured[0] != len(self._ids):
-            counted = {
-                what: average_precision.measure(self._truth, self._rows, kind, self._ids)
-                for what, kind in self._kinds.items()
-            }
-            self._measured = len(self._ids), counted
-        return self._measured[1]
+    def _measured(self, kind: average_precision.Kind) -> AveragePrecision:
+        return average_precision.measure(self._truth, self._rows, kind, self._ids)
 
 
-class Panoptic:
+class PanopticScores:
     """Panoptic quality."""
 
     headline = "PQ"
     resamples = RESAMPLES
 
+    def __init__(self, quality: PanopticQuality) -> None:
+        self.quality = quality
+
+    def figures(self) -> Figures:
+        return self.quality.figures()
+
+    def per_class(self) -> PerClass:
+        return self.quality.per_class()
+
+    def measure(self) -> Measure:
+        return _summed(self.quality)
+
+
+class Panoptic(PanopticScores):
+    """Panoptic quality of answers."""
+
     def __init__(self, dataset: Dataset, matching: Matching) -> None:
+        super().__init__(PanopticQuality(dataset.categories))
         self._dataset, self._category_ids = dataset, matching.category_ids
-        self._quality = PanopticQuality(dataset.categories)
 
     def add(self, name: str, answer: Answer | None) -> None:
         row = self._dataset.truth[name]
-        true_ids = read_ids(self._dataset.folder / row["file_name"])
+        assert self._dataset.maps is not None  # this kind of data comes with them
+        true_ids = self._dataset.maps.read(row["file_name"])
         found_ids, found = np.zeros_like(true_ids), []
         if answer is not None:
             _compare_size(answer, true_ids.shape)
-            found_ids = read_id_map(answer["segment_map"])
+            found_ids = read_id_map(answer["segment_map"]).astype(np.int64)
             found = [
                 Segment(one["id"], self._category_ids[one["label_id"]])
                 for one in answer["segments"]
                 if one["label_id"] in self._category_ids
             ]
-        self._quality.add(true_ids, segments_of(row), found_ids, found)
+        self.quality.add(true_ids, segments_of(row), found_ids, found)
 
     def running(self) -> float | None:
-        return self.figures()["PQ"] if self._quality.pictures else None
-
-    def figures(self) -> Figures:
-        return self._quality.figures()
-
-    def per_class(self) -> dict[str, dict[str, float]]:
-        return self._quality.per_class()
-
-    def measure(self) -> Measure:
-        return _summed(self._quality)
+        return self.figures()["PQ"]
 
 
 class Semantic:
@@ -214,6 +243,7 @@ class Semantic:
 
     def __init__(self, dataset: Dataset, matching: Matching) -> None:
         self._maps, self._iou = dataset.truth, MeanIou([one.name for one in dataset.categories])
+        self._kinds = [category.id for category in dataset.categories]
         rows = {category.id: row for row, category in enumerate(dataset.categories)}
         self._rows = {label: rows[kind] for label, kind in matching.category_ids.items()}
 
@@ -235,8 +265,8 @@ class Semantic:
     def figures(self) -> Figures:
         return self._iou.figures()
 
-    def per_class(self) -> dict[str, dict[str, float]]:
-        return self._iou.per_class()
+    def per_class(self) -> PerClass:
+        return dict(zip(self._kinds, self._iou.per_class(), strict=True))
 
     def measure(self) -> Measure:
         return _summed(self._iou)
@@ -248,13 +278,6 @@ def segments_of(annotation: dict[str, Any]) -> list[Segment]:
         Segment(one["id"], one["category_id"], bool(one.get("iscrowd", 0)))
         for one in annotation["segments_info"]
     ]
-
-
-def read_ids(path: Path) -> NDArray[np.int64]:  # (H, W)
-    """Segment ids in COCO's panoptic coding."""
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"), dtype=np.int64)
-    return pixels @ np.array([1, 256, 65536])
 
 
 def read_classes(path: Path) -> NDArray[np.int64]:  # (H, W)

@@ -47,12 +47,13 @@ class MeanIou:
             "aAcc": both.sum(axis=-1) / np.maximum(true.sum(axis=-1), 1),
         }
 
-    def per_class(self) -> dict[str, dict[str, float]]:
-        """IoU and accuracy of every class that occurs."""
-        rows = {}
-        for name, (both, true, said) in zip(self.names, self.total().tolist(), strict=True):
-            if true + said > 0:
-                rows[name] = {"IoU": both / (true + said - both), "Acc": both / max(true, 1.0)}
+    def per_class(self) -> list[dict[str, float]]:
+        """IoU and accuracy of every class, -1 for one that does not occur."""
+        rows = []
+        for both, true, said in self.total().tolist():
+            union = true + said - both
+            accuracy = both / true if true else -1.0
+            rows.append({"IoU": both / union if union else -1.0, "Acc": accuracy})
         return rows
 
 

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from saccade_client import AsyncClient, ProblemError, SaccadeError
+from saccade_client.client import Hear
 from service import errors
 from service.bundle import Task, find_bundle
 from service.errors import BadSettings, StartError
-from service.predict.engine import choose_bundle, local_app, local_settings
+from service.predict.engine import Report, choose_bundle, local_app, local_settings
 from service.predict.formats import Labels, choose_format
 from service.predict.journal import REFUSED, Journal, forget, read_rows
 from service.predict.sources import Source, find_sources
 from service.settings import Settings
 
 PICTURE_TIMEOUT_S = 600.0
+Ask = Callable[[Source], Coroutine[Any, Any, dict[str, Any]]]
+"""Gives the answer to one picture."""
 OF_THE_PICTURE = frozenset(
     kind.code
     for kind in (
@@ -127,24 +131,25 @@ def read_key(path: Path) -> str:
 async def _run(plan: Plan, sources: list[Source], journal: Journal, console: Console) -> None:
     if not sources:
         return
-    with _progress(console, len(sources)) as (report, advance):
-        async with _client(plan, report) as client:
+    with progress_of(console, len(sources)) as (report, advance):
+        async with client_of(plan, report) as client:
             report(plan.task)
-            async for source, answer in _answers(plan, client, sources):
+            ask = partial(answer_to, plan, client)
+            async for source, answer in in_order(sources, ask, plan.concurrency):
                 journal.add(source.name, answer)
                 advance()
 
 
-async def _answers(
-    plan: Plan, client: AsyncClient, sources: list[Source]
+async def in_order(
+    sources: list[Source], ask: Ask, concurrency: int
 ) -> AsyncIterator[tuple[Source, dict[str, Any]]]:
     """Every answer in the order of the sources, while those behind it are being made."""
     under_way: deque[tuple[Source, asyncio.Task[dict[str, Any]]]] = deque()
     waiting = iter(sources)
     try:
         while True:
-            while len(under_way) < plan.concurrency and (source := next(waiting, None)):
-                under_way.append((source, asyncio.create_task(_answer(plan, client, source))))
+            while len(under_way) < concurrency and (source := next(waiting, None)):
+                under_way.append((source, asyncio.create_task(ask(source))))
             if not under_way:
                 return
             yield under_way[0][0], await under_way[0][1]
@@ -155,7 +160,7 @@ async def _answers(
         await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
 
 
-async def _answer(plan: Plan, client: AsyncClient, source: Source) -> dict[str, Any]:
+async def answer_to(plan: Plan, client: AsyncClient, source: Source) -> dict[str, Any]:
     """The answer, or why there is none if that is the picture's own fault.
 
     Raises:
@@ -172,17 +177,19 @@ async def _answer(plan: Plan, client: AsyncClient, source: Source) -> dict[str, 
 
 
 @asynccontextmanager
-async def _client(plan: Plan, report: Any) -> AsyncIterator[AsyncClient]:
+async def client_of(
+    plan: Plan, report: Report, hear: Hear | None = None
+) -> AsyncIterator[AsyncClient]:
     """A client of the server, or of the application in this process."""
     if plan.url is not None:
-        async with AsyncClient(plan.url, plan.api_key, PICTURE_TIMEOUT_S) as client:
+        async with AsyncClient(plan.url, plan.api_key, PICTURE_TIMEOUT_S, hear=hear) as client:
             yield client
         return
     settings = local_settings(plan.settings)
     bundle = choose_bundle(settings, plan.task, plan.model)
     async with local_app(settings, bundle, report) as app:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        client = AsyncClient("http://local", None, PICTURE_TIMEOUT_S, transport)
+        client = AsyncClient("http://local", None, PICTURE_TIMEOUT_S, transport, hear)
         async with client:
             yield client
 
@@ -210,7 +217,9 @@ def _stopped(plan: Plan, error: SaccadeError, answered: int) -> str:
 
 
 @contextmanager
-def _progress(console: Console, total: int) -> Iterator[tuple[Any, Any]]:
+def progress_of(
+    console: Console, total: int, done: int = 0
+) -> Iterator[tuple[Report, Callable[[], None]]]:
     """A bar on a terminal; what to call with a new text, and after each picture."""
     with Progress(
         TextColumn("{task.description}"),
@@ -222,7 +231,7 @@ def _progress(console: Console, total: int) -> Iterator[tuple[Any, Any]]:
         transient=True,
         disable=not console.is_terminal,
     ) as progress:
-        bar = progress.add_task("starting", total=total, rate="")
+        bar = progress.add_task("starting", total=total, completed=done, rate="")
 
         def report(text: str) -> None:
             progress.update(bar, description=text)
