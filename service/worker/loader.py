@@ -75,6 +75,8 @@ class Loader:
     def _tick(self) -> None:
         try:
             self._models.drop_replaced()
+            if self._models.follow(_log.info):
+                self._changed()
             if self._models.failed and time.monotonic() >= self._retry_s:
                 if self._models.retry(_log.debug):
                     self._changed()

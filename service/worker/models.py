@@ -96,6 +96,7 @@ class Models:
         self._served: dict[str, Bundle] = {}
         self._until_s: dict[Key, float] = {}
         self._cache = open_cache(settings.cache_folder())
+        self._followed: tuple[int, int] | None = None
         self.failed: dict[str, str] = {}
         """What should be served and cannot be, and why."""
 
@@ -190,6 +191,31 @@ class Models:
         unloaded, self._served = self._served[name], left
         self.failed = {other: why for other, why in self.failed.items() if other != name}
         self._leave(unloaded)
+
+    def follow(self, report: Callable[[str], None]) -> bool:
+        """Serve what the worker of another device was told to serve; whether that is anything new.
+
+        What cannot be loaded here is put into ``failed``, and others go on serving it.
+        """
+        if self._file is None or (written := _mark_of(self._file)) in (None, self._followed):
+            return False
+        self._followed = written
+        wanted = {one.manifest.name: one for one in read_served(self._file) or []}
+        changed = {
+            name: bundle
+            for name, bundle in wanted.items()
+            if name not in self._served or _key(self._served[name]) != _key(bundle)
+        }
+        left = [one for name, one in self._served.items() if name in changed or name not in wanted]
+        if not changed and not left:
+            return False
+        self._served = {n: b for n, b in self._served.items() if n in wanted} | changed
+        kept = {name: why for name, why in self.failed.items() if name in wanted}
+        self.failed = kept | dict.fromkeys(changed, "it is being loaded")
+        self.retry(report)
+        for bundle in left:
+            self._leave(bundle)
+        return True
 
     def drop_replaced(self) -> None:
         """Free what is no longer served, once no request can be under way for it."""
@@ -382,6 +408,15 @@ class Models:
 
 def _key(bundle: Bundle) -> Key:
     return bundle.manifest.name, bundle.manifest.version
+
+
+def _mark_of(file: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _warm_up(runtime: Runtime, batch: int) -> None:

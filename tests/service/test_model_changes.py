@@ -358,3 +358,38 @@ def test_a_picture_is_run_by_the_version_that_it_was_prepared_for() -> None:
     with fake.client() as client:
         client.post("/v1/classify", content=picture())
     assert [group for group, *_ in fake.link.asked] == [Group("tiny", "serve", "8x8", "7")]
+
+
+def test_the_workers_of_other_devices_serve_what_one_was_told_to(shelf: Shelf) -> None:
+    one, other = shelf.models(), shelf.models()
+    assert not other.follow(quiet), "nothing has changed"
+    shelf.add("2")
+    one.change("tiny", None, quiet)
+    assert other.follow(quiet)
+    assert versions(other) == {"tiny": "2"}
+    assert runs(other, "1"), "until no request can be under way"
+    assert not other.follow(quiet)
+    shelf.clock.now_s = 30.0
+    other.drop_replaced()
+    assert not runs(other, "1")
+    one.unload("tiny")
+    assert other.follow(quiet)
+    assert versions(other) == {}
+    assert not one.follow(quiet), "it said so itself"
+
+
+def test_what_another_device_cannot_load_is_told_and_tried_again(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = shelf.models(), shelf.models()
+    folder = shelf.add("2")
+    one.change("tiny", None, quiet)
+    graph = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(b"cut off")
+    assert other.follow(quiet)
+    assert versions(other) == {}
+    assert "model.onnx" in other.failed["tiny"]
+    (folder / "model.onnx").write_bytes(graph)
+    assert other.retry(quiet)
+    assert versions(other) == {"tiny": "2"}
+    assert other.failed == {}

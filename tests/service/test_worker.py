@@ -48,6 +48,10 @@ class FakeModels:
         self.failed: dict[str, str] = {}
         self.version, self.able = "1", True
         self.refuses: Exception | None = None
+        self.followed = ""
+        self.lost_probe = False
+        self.lost_on: int | None = None
+        """The value that a device does not survive."""
 
     def load(self, report: Callable[[str], None]) -> None:
         report("warming up vit")
@@ -66,6 +70,8 @@ class FakeModels:
 
     def probe(self) -> None:
         self.probes += 1
+        if self.lost_probe:
+            raise RuntimeError("CUDA error 719: unspecified launch failure")
         if self.cannot_probe:
             raise RuntimeError("the device fell off the bus")
 
@@ -83,6 +89,10 @@ class FakeModels:
     def drop_replaced(self) -> None:
         pass
 
+    def follow(self, report: Callable[[str], None]) -> bool:
+        self.version, before = self.followed or self.version, self.version
+        return self.version != before
+
     def run(
         self, group: Group, items: list[Arrays], outputs: list[Outputs], lone: bool = False
     ) -> Ran:
@@ -97,6 +107,8 @@ class FakeModels:
             raise RuntimeError("Failed to allocate memory for requested buffer")
         if FATAL in values:
             raise SystemExit(1)
+        if self.lost_on in values:
+            raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
         if BAD in values:
             raise RuntimeError("a bad picture")
         found = [
@@ -715,6 +727,43 @@ def test_a_device_that_cannot_even_run_probes_ends_the_worker(tmp_path: Path) ->
     assert rig.models.probes == 3
     assert [str(error) for error in rig.ended] == ["the device fell off the bus"]
     rig.close()
+
+
+def test_a_lost_device_ends_the_worker_and_leaves_what_ran_to_its_successor(
+    tmp_path: Path,
+) -> None:
+    with busy(tmp_path) as (rig, peer):
+        rig.models.lost_on = 5
+        for job_id, value in ((2, 5), (3, 6), (4, 7)):
+            peer.infer(job_id, value)
+        peer.wait_until_heard()
+        rig.models.may_run.set()
+        assert set(peer.answers(1)) == {1}
+        rig.join()
+        assert "illegal memory access" in str(rig.ended[0])
+        assert rig.models.ran == [[0], [5, 6, 7]], "none of them was run again here"
+        peer.wait_until_running(2, 3, 4)
+        assert rig.value_of("saccade_devices_lost_total") == 1
+
+
+def test_a_probe_that_finds_the_device_lost_ends_the_worker_at_once(tmp_path: Path) -> None:
+    with running(tmp_path, probe_every_s=0.1) as rig:
+        rig.models.lost_probe = True
+        rig.join()
+        assert rig.models.probes == 1
+        assert "unspecified launch failure" in str(rig.ended[0])
+
+
+def test_what_the_worker_of_another_device_was_told_to_serve_is_told_to_everyone(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path) as rig:
+        peer = rig.peer()
+        rig.models.followed = "2"
+        header, _ = peer.receive("status")
+        while header["models"].get("vit", {}).get("version") != "2":
+            header, _ = peer.receive("status")
+        assert header["ready"]
 
 
 def test_nothing_runs_beside_a_suspect_in_another_stream(tmp_path: Path) -> None:
