@@ -124,6 +124,19 @@ class Metrics:
             "Times a device failed for good, and its worker process ended",
             registry=r,
         )
+        self.gpu_utilization = self._live(
+            "saccade_gpu_utilization_ratio", "Share of the last moments in which any kernel ran"
+        )
+        self.gpu_memory_used = self._live(
+            "saccade_gpu_memory_used_bytes", "Memory of the GPU that is taken, by whomever"
+        )
+        self.gpu_memory_total = self._live(
+            "saccade_gpu_memory_total_bytes", "Memory that the GPU has"
+        )
+        self.gpu_power = self._live("saccade_gpu_power_watts", "What the GPU draws")
+        self.gpu_temperature = self._live(
+            "saccade_gpu_temperature_celsius", "Temperature of the GPU"
+        )
         self.model_ready = self._gauge(
             "saccade_model_ready", "1 when a real forward pass of the model succeeded", ["model"]
         )
@@ -137,6 +150,12 @@ class Metrics:
     def _gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
         return Gauge(
             name, text, list(labels), registry=self.registry, multiprocess_mode="mostrecent"
+        )
+
+    def _live(self, name: str, text: str) -> Gauge:
+        """Of devices; what a dead worker said of one holds no more."""
+        return Gauge(
+            name, text, ["device"], registry=self.registry, multiprocess_mode="livemostrecent"
         )
 
     def _sum(self, name: str, text: str) -> Gauge:

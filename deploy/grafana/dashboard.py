@@ -325,6 +325,48 @@ def rows() -> Iterator[tuple[str, list[Panel]]]:
         ],
     )
     yield (
+        "Devices",
+        [
+            panel(
+                "Devices that answer",
+                "Workers of several devices; and how often one was lost in the last hour.",
+                "short",
+                (f"saccade_device_ready{{{HERE}}}", "{{instance}} {{device}}"),
+                (f"increase(saccade_devices_lost_total{{{HERE}}}[1h])", "{{instance}} lost"),
+                width=12,
+            ),
+            panel(
+                "GPU utilisation",
+                "Share of the time in which any kernel runs, be it a small one.",
+                "percentunit",
+                (f"saccade_gpu_utilization_ratio{{{HERE}}}", "{{instance}} {{device}}"),
+                width=12,
+            ),
+            panel(
+                "GPU memory",
+                "Taken, by whomever, as a share of what there is.",
+                "percentunit",
+                (
+                    f"saccade_gpu_memory_used_bytes{{{HERE}}}"
+                    f" / saccade_gpu_memory_total_bytes{{{HERE}}}",
+                    "{{instance}} {{device}}",
+                ),
+            ),
+            panel(
+                "GPU power",
+                "",
+                "watt",
+                (f"saccade_gpu_power_watts{{{HERE}}}", "{{instance}} {{device}}"),
+            ),
+            panel(
+                "GPU temperature",
+                "",
+                "celsius",
+                (f"saccade_gpu_temperature_celsius{{{HERE}}}", "{{instance}} {{device}}"),
+            ),
+        ],
+    )
+    yield (
         "What runs",
         [
             panel(

@@ -12,6 +12,7 @@ from typing import Any
 
 from setproctitle import setproctitle
 
+from service.devices import gpus
 from service.errors import ServiceError, StartError
 from service.lifeline import EXIT_BAD_CONFIG, exit_with_parent
 from service.logs import configure_logging
@@ -23,6 +24,7 @@ from service.worker.lines import Switchboard
 from service.worker.loader import Loader
 from service.worker.models import Models
 from service.worker.pulse import pulse_beside
+from service.worker.runtimes import nvml
 from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group, Job
 from service.worker.served import served_file
@@ -186,6 +188,9 @@ def main() -> None:
     metrics = Metrics(Path(metrics_folder))
     if int(incarnation):
         metrics.worker_restarts.inc()
+    for gpu in gpus().found if settings.device.startswith("cuda") else ():
+        if gpu.device == settings.device:
+            nvml.watch_in_background(gpu.uuid, gpu.device, metrics)
     _log.info("starting", extra={"facts": {"waited_s": round(wait_until_verified(), 3)}})
     try:
         # The supervisor has verified just now what the first worker reads, and nobody since.
