@@ -429,7 +429,7 @@ def load_repository(repository: Path) -> list[Bundle]:
             f"{repository} holds no model: no file matches <model>/<version>/{MANIFEST}. "
             f"Write one with: saccade export SOURCE --out {repository}"
         )
-    return [load_bundle(max(versions[name], key=_version_key)) for name in sorted(versions)]
+    return [load_bundle(max(versions[name], key=version_key)) for name in sorted(versions)]
 
 
 def find_bundle(repository: Path, name: str, version: str | None = None) -> Bundle:
@@ -447,7 +447,7 @@ def find_bundle(repository: Path, name: str, version: str | None = None) -> Bund
         raise UnknownModel(
             f"the repository has no model {name!r}; it has {there}", allowed=sorted(models)
         )
-    folders = {folder.name: folder for folder in sorted(models[name], key=_version_key)}
+    folders = {folder.name: folder for folder in sorted(models[name], key=version_key)}
     if version is not None and version not in folders:
         raise UnknownModel(
             f"the repository has no version {version!r} of {name!r}; it has {', '.join(folders)}",
@@ -464,7 +464,7 @@ def _versions(repository: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _version_key(folder: Path) -> list[tuple[int, str]]:
+def version_key(folder: Path) -> list[tuple[int, str]]:
     parts = [
         (int(part), "") if part.isdecimal() else (-1, part)
         for part in re.split(r"[._-]", folder.name)

@@ -41,6 +41,12 @@ class BadBundle(StartError):
     code = "bad_bundle"
 
 
+class TransferFailed(StartError):
+    """A bundle cannot be fetched or sent, or is not what its digests say."""
+
+    code = "transfer_failed"
+
+
 class ClientError(ServiceError):
     """The request cannot be answered as it stands."""
 

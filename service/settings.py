@@ -298,6 +298,28 @@ def foreign_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
 
 
+def registry_logins() -> list[tuple[str, str]]:
+    """Names and contents of what may hold logins for registries, first the most particular:
+    the variable that continuous integration uses, and the files of podman and of docker.
+    """
+    found = []
+    if text := os.environ.get("DOCKER_AUTH_CONFIG"):
+        found.append(("DOCKER_AUTH_CONFIG", text))
+    files = [os.environ.get("REGISTRY_AUTH_FILE", "")]
+    if folder := os.environ.get("XDG_RUNTIME_DIR"):
+        files.append(f"{folder}/containers/auth.json")
+    folder = os.environ.get("DOCKER_CONFIG") or str(Path("~/.docker").expanduser())
+    files.append(f"{folder}/config.json")
+    for name in filter(None, files):
+        try:
+            found.append((name, Path(name).read_text()))
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadSettings(f"{name} cannot be read: {error}") from None
+    return found
+
+
 def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
     """Settings from flags that were given (None means not given), else the environment, else the
     defaults.
