@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.parity import measure, objections, run_alone, summary
 from export.pictures import SCENES, collect, files, generate, given
 from export.progress import Progress, Silent
 from export.proof import FEWEST_PICTURES
@@ -19,6 +18,7 @@ from service.bundle import Bundle, Decoding, Graph, Manifest, Parity
 from service.errors import StartError
 from service.geometry import Placement, Size, choose_canvas, least_decoded, place, to_canvas
 from service.images import ImageLimits, Opened
+from service.parity import measure, objections, run_alone, summary
 from service.worker.runtimes.base import Arrays
 from service.worker.runtimes.choose import FASTEST_FIRST, Choice, check_graph, open_graph, supports
 

@@ -1,19 +1,18 @@
 """Which runtimes may serve an export: each is run on the pictures and judged by its figures."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from torch import nn
 
 from export.explain import proof_inputs
-from export.parity import measure, measure_explain, objections, reference, summary
+from export.parity import reference
 from export.progress import Progress
 from service.bundle import Graph, Parity, Precision
 from service.errors import StartError
-from service.geometry import Geometry, Size, choose_canvas, place, to_canvas
+from service.geometry import Geometry, Size
+from service.parity import measure, measure_explain, objections, picture_inputs, summary
 from service.worker.runtimes.base import Arrays, Runtime
 from service.worker.runtimes.choose import (
     FASTEST_FIRST,
@@ -137,35 +136,3 @@ def _case(
     if subject.graph.kind == "explain":
         inputs |= proof_inputs(subject.graph, len(inputs["images"]))
     return _Case(subject, inputs, reference(subject.head, inputs))
-
-
-def picture_inputs(
-    graph: Graph,
-    geometry: Geometry,
-    canvases: list[Size],
-    pictures: Sequence[Image.Image],
-    most: int,
-) -> Arrays:
-    """Inputs of a serving graph from at most so many pictures, those first that the server would
-    put on its canvas.
-    """
-    placements = [place(geometry, _size(picture), graph.canvas) for picture in pictures]
-    chosen = [choose_canvas(geometry, _size(picture), canvases) for picture in pictures]
-    own_first = sorted(range(len(pictures)), key=lambda i: chosen[i] != graph.canvas)[:most]
-    count = len(own_first)
-    inputs: Arrays = {
-        "images": np.stack([to_canvas(pictures[i], placements[i]) for i in own_first])
-    }
-    named = {tensor.name for tensor in graph.inputs}
-    if "sizes" in named:
-        valid = [placements[i].valid for i in own_first]
-        inputs["sizes"] = np.array([[v.height, v.width] for v in valid], dtype=np.int32)
-    if "threshold" in named:
-        # Every other picture keeps nearly all queries, so that those of random weights merge too.
-        inputs["threshold"] = np.where(np.arange(count) % 2, 0.02, 0.5).astype(np.float32)
-        inputs["overlap_threshold"] = np.full(count, 0.8, dtype=np.float32)
-    return inputs
-
-
-def _size(picture: Image.Image) -> Size:
-    return Size(height=picture.height, width=picture.width)

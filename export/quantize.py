@@ -11,16 +11,16 @@ import numpy as np
 import onnx_ir as ir
 from PIL import Image
 
-from export.parity import measure, objections, run_alone, summary
 from export.pictures import SUFFIXES
 from export.progress import Progress, Silent
-from export.proof import FEWEST_PICTURES, picture_inputs
+from export.proof import FEWEST_PICTURES
 from export.repository import describe_files, enough_room, replace_manifest
 from export.to_int8 import METHOD, quantize
 from export.to_onnx import save
 from service.bundle import Bundle, Graph, Manifest, Parity, Quantization
 from service.errors import BadBundle, StartError
 from service.images import ImageLimits, decode
+from service.parity import measure, objections, picture_inputs, run_alone, summary
 from service.worker.runtimes.base import Arrays
 from service.worker.runtimes.choose import (
     FASTEST_FIRST,

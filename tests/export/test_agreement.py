@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from export.agreement import compare_boxes, compare_masks, iou
+from service.agreement import compare_boxes, compare_masks, iou
 from service.worker.runtimes.base import Arrays
 
 BOXES = np.array([[[0.1, 0.1, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9], [0, 0, 1, 1]]], dtype=np.float32)

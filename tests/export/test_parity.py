@@ -8,17 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from export import parity as figures
 from export import proof
 from export.heads import Entry, Explain, Serve
-from export.parity import measure, objections, run_in_batches
 from export.pictures import collect, generate
 from export.progress import Silent
 from export.proof import Subject, prove
 from models.checkpoints import load_model, open_checkpoint
+from service import parity as figures
 from service.bundle import Bundle, Graph, Parity
 from service.errors import StartError
 from service.geometry import Geometry, Size
+from service.parity import measure, objections, run_in_batches
 from service.worker.runtimes.base import Arrays, Signature
 from service.worker.runtimes.choose import Choice, supports
 

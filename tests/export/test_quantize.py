@@ -9,10 +9,11 @@ import pytest
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from export import parity, quantize
+from export import quantize
 from export.demo.pool import scene
 from export.quantize import add_int8, without_int8
 from export.to_int8 import robust_layers
+from service import parity
 from service.bundle import MANIFEST, Bundle, load_bundle
 from service.cli import app
 from service.errors import BadBundle, BadSettings, StartError
