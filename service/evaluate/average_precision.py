@@ -60,6 +60,12 @@ def encode(segmentation: Any, height: int, width: int) -> Row:
     return {"size": size, "counts": counts}
 
 
+def compress(mask: NDArray[np.bool_]) -> Row:
+    """Compressed run lengths of a mask (H, W), as JSON holds them."""
+    found = run_lengths.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": found["counts"].decode()}
+
+
 @dataclass(frozen=True)
 class AveragePrecision:
     """What was counted over all pictures; figures are in 0..1, -1 where there is nothing to find.

@@ -1,9 +1,10 @@
 """How far a score would move had other pictures of the same kind been drawn.
 
-Percentile bootstrap over pictures (Efron and Tibshirani 1993, chapter 13).
+Bootstrap over pictures (Efron and Tibshirani 1993, chapters 13 and 14).
 """
 
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 Weights = NDArray[np.float64]
 """How often each picture was drawn (N,)."""
 Figures = dict[str, float]
+Draws = dict[str, NDArray[np.float64]]
+"""Every figure of each draw (R,)."""
 RESAMPLES = 1000
 SHARE = 0.95
 SEED = 20_260_701
@@ -18,7 +21,7 @@ SEED = 20_260_701
 
 def resample(
     pictures: int, measure: Callable[[Weights], Figures], resamples: int = RESAMPLES
-) -> dict[str, NDArray[np.float64]]:
+) -> Draws:
     """Every figure of ``resamples`` draws with replacement, each (R,).
 
     Draws are the same for the same number of pictures, so that two models are compared on the same
@@ -32,8 +35,16 @@ def resample(
     return {name: np.array([one[name] for one in drawn]) for name in drawn[0]}
 
 
-def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The middle ``SHARE`` of the values."""
-    tail = 50 * (1 - SHARE)
-    low, high = np.percentile(values, [tail, 100 - tail])
+def interval(values: NDArray[np.float64], estimate: float) -> tuple[float, float]:
+    """Where the figure lies in ``SHARE`` of the draws, corrected for their bias: a resample lacks
+    rare classes, whose figures then are no part of the mean (Efron and Tibshirani, section 14.3,
+    without acceleration).
+    """
+    normal = NormalDist()
+    below = float(np.mean(values < estimate) + np.mean(values == estimate) / 2)
+    edge = 0.5 / len(values)
+    bias = 2 * normal.inv_cdf(min(max(below, edge), 1 - edge))
+    reach = normal.inv_cdf((1 + SHARE) / 2)
+    shares = [100 * normal.cdf(bias + side * reach) for side in (-1, 1)]
+    low, high = np.percentile(values, shares)
     return float(low), float(high)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from service.evaluate.bootstrap import Figures, interval, resample
+from service.evaluate.bootstrap import Draws, Figures, interval
 from service.evaluate.categories import Category
 from service.evaluate.scorers import Scores
 
@@ -14,18 +14,19 @@ _PLAIN = ("found", "invented", "missed")
 """Columns that count; all others are shares, shown in percent."""
 
 
-def describe_scores(scores: Scores, categories: Sequence[Category], pictures: int) -> Document:
-    """Figures in 0..1, their intervals of 95 %, and those of every class by its id.
+def describe_scores(scores: Scores, categories: Sequence[Category], draws: Draws) -> Document:
+    """Figures in 0..1, their intervals of 95 % from ``draws``, and those of every class by its id.
 
     Of boxes and masks each kind has a member of its own; the first one's figures are at the top as
     well. -1 stands where there is nothing to find.
     """
     kind = scores.headline.rpartition(" ")[0]
-    drawn = resample(pictures, scores.measure(), scores.resamples) if pictures else {}
     names = {category.id: category.name for category in categories}
+    figures = scores.figures()
+    intervals = {name: list(interval(draws[name], figures[name])) for name in draws}
     return {
-        **nested(scores.figures(), kind),
-        "intervals": nested({name: list(interval(values)) for name, values in drawn.items()}, kind),
+        **nested(figures, kind),
+        "intervals": nested(intervals, kind),
         "resamples": scores.resamples,
         "per_class": {
             str(category_id): {"name": names[category_id], **nested(row, kind)}

@@ -58,7 +58,8 @@ def scorer_of(dataset: Dataset, matching: Matching, task: str) -> Scorer:
     if dataset.kind in ("imagenet", "folder"):
         return Classified(dataset, matching)
     if dataset.kind == "coco":
-        return Found(dataset, matching, masks=task == "segment")
+        have_masks = all(row.get("segmentation") for row in dataset.document["annotations"])
+        return Found(dataset, matching, masks=task == "segment" and have_masks)
     if dataset.kind == "coco-panoptic":
         return Panoptic(dataset, matching)
     return Semantic(dataset, matching)
