@@ -61,11 +61,9 @@ class BoxLesson(nn.Module):
         if self.training:
             self.average.update_parameters(self.model)
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            layers = self.model.predictions(images, whole(images))
-            maps = dict(zip(self.strides, self._maps, strict=True))
-            shares = cell_shares(batch, self.model.config.classes, CELL_PX)
-            cells = self.cell_heads(maps, shares)
+        layers = self.model.predictions(images, whole(images))
+        maps = dict(zip(self.strides, self._maps, strict=True))
+        cells = self.cell_heads(maps, cell_shares(batch, self.model.config.classes, CELL_PX))
         by_layer = [box_losses(named["logits"], named["boxes"], batch.boxes) for named in layers]
         losses = {name: torch.stack([one[name] for one in by_layer]).mean() for name in by_layer[0]}
         proposals = layers[-1]["proposal_logits"][..., :1], layers[-1]["proposal_boxes"]

@@ -69,28 +69,10 @@ def read(data: Path, split: str, canvas: tuple[int, int]) -> Pictures:
     )
 
 
-def joined(first: Pictures, second: Pictures) -> Pictures:
-    """The pictures of two splits as one."""
-    most = max(first.boxes.classes.shape[1], second.boxes.classes.shape[1])
-    pairs = [_widened(part.boxes, most) for part in (first, second)]
-    return Pictures(
-        torch.cat([first.images, second.images]),
-        Boxes(*map(torch.cat, zip(*pairs, strict=True))),
-        first.sizes + second.sizes,
-        first.labels,
-    )
-
-
 def plain(pictures: Pictures, chosen: "Tensor | slice") -> Batch:
     """The chosen pictures as they are."""
     boxes = Boxes(pictures.boxes.classes[chosen], pictures.boxes.corners[chosen])
     return Batch(normalized(pictures.images[chosen]), boxes)
-
-
-def _widened(boxes: Boxes, most: int) -> Boxes:
-    more = most - boxes.classes.shape[1]
-    pad = torch.nn.functional.pad
-    return Boxes(pad(boxes.classes, (0, more), value=-1), pad(boxes.corners, (0, 0, 0, more)))
 
 
 def _squashed(path: Path, canvas: tuple[int, int]) -> "np.typing.NDArray[np.uint8]":

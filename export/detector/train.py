@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import torch
 import typer
 from rich.console import Console
@@ -17,25 +16,21 @@ from export.demo.training.loop import Figures, Recipe, fit
 from export.demo.training.teach import matrices_of
 from export.detector.augment import batches
 from export.detector.lesson import BoxLesson, detector_config, precision
-from export.detector.pictures import Pictures, joined, read
+from export.detector.pictures import Pictures, read
 from models.checkpoints import save_checkpoint
 from models.deformable_detr import DeformableDetr
+
+CANVAS = 192, 256
 
 
 def main(
     data: Annotated[Path, typer.Argument(help="folder in COCO's layout, see export.detector.voc")],
     work: Annotated[Path, typer.Argument(help="folder for the state and the checkpoint")],
-    canvas: Annotated[tuple[int, int], typer.Option(help="height and width in pixels")] = (
-        256,
-        320,
-    ),
+    canvas: Annotated[tuple[int, int], typer.Option(help="height and width in pixels")] = CANVAS,
     queries: Annotated[int, typer.Option(help="boxes that a picture can have")] = 100,
-    steps: Annotated[int, typer.Option(help="batches to learn from")] = 3000,
+    steps: Annotated[int, typer.Option(help="batches to learn from")] = 1200,
     batch: Annotated[int, typer.Option(help="pictures in a batch")] = 8,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
-    all_pictures: Annotated[
-        bool, typer.Option("--all", help="learn from the validation pictures, too")
-    ] = False,
 ) -> None:
     """Train on DATA/train, watch on DATA/val, and write WORK/checkpoint in transformers' form.
 
@@ -44,9 +39,7 @@ def main(
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     pictures, validation = read(data, "train", canvas), read(data, "val", canvas)
-    if all_pictures:
-        pictures = joined(pictures, validation)
-    recipe = Recipe(steps=steps, batch=batch, muon_rate=5e-3, adam_rate=8e-4, check_every=150)
+    recipe = Recipe(steps=steps, batch=batch, muon_rate=5e-3, adam_rate=8e-4, check_every=100)
     model = DeformableDetr(detector_config(canvas, len(pictures.labels), queries))
     lesson = taught(model, pictures, validation, recipe, work)
     kept = DeformableDetr(model.config)
@@ -85,20 +78,15 @@ class _Clock:
         lines = path.read_text().splitlines() if path.exists() else []
         before = json.loads(lines[-1]) if lines else {"wall_s": 0.0, "cpu_s": 0.0}
         self._wall_s = before["wall_s"] - time.monotonic()
-        self._cpu_s = before["cpu_s"] - _cpu_s()
+        self._cpu_s = before["cpu_s"] - time.process_time()
 
     def note(self, figures: Figures) -> None:
         times = {
             "wall_s": round(self._wall_s + time.monotonic(), 1),
-            "cpu_s": round(self._cpu_s + _cpu_s(), 1),
+            "cpu_s": round(self._cpu_s + time.process_time(), 1),
         }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(times | figures) + "\n")
-
-
-def _cpu_s() -> float:
-    spent = psutil.Process().cpu_times()
-    return float(spent.user + spent.system)
 
 
 if __name__ == "__main__":
