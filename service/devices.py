@@ -17,6 +17,7 @@ from service.errors import BadSettings
 DRIVER = "libcuda.so.1"
 GPU_RUNTIMES = ("onnxruntime-gpu", "tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 """Packages that run graphs on a GPU."""
+CPU_RUNTIMES = ("openvino",)
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _NAME_BYTES = 96
@@ -71,16 +72,20 @@ def gpus() -> Gpus:
 
 
 def expand(
-    wish: str, seen: Callable[[], Gpus] = gpus, installed: Callable[[], bool] | None = None
+    wish: str,
+    runtime: str = "auto",
+    seen: Callable[[], Gpus] = gpus,
+    installed: Callable[[], bool] | None = None,
 ) -> list[str]:
     """The devices that ``--device`` names, one worker each; every GPU for ``cuda``, and for
-    ``auto`` where a library for GPUs is installed, else the CPU.
+    ``auto`` where a library for GPUs is installed and ``runtime`` is none for CPUs, else the CPU.
 
     Raises:
         BadSettings: a GPU is named that is not there.
     """
     if wish == "auto":
-        there = seen().found if (installed or gpu_runtime_installed)() else ()
+        wanted = runtime not in CPU_RUNTIMES and (installed or gpu_runtime_installed)()
+        there = seen().found if wanted else ()
         return [gpu.device for gpu in there] or ["cpu"]
     devices = []
     for name in wish.split(","):

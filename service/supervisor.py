@@ -119,7 +119,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        devices = expand(self._settings.device)
+        devices = expand(self._settings.device, self._settings.runtime)
         folder = Path(tempfile.mkdtemp(prefix="saccade-"))  # mode 0700
         try:
             workers, apis = self._roles(folder, listeners, devices)

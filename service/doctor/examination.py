@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from service.bundle import Bundle, Strict, load_repository
+from service.devices import gpu_runtime_installed
 from service.doctor.machine import MachineReport, examine_machine
 from service.errors import BadBundle, BadSettings, StartError
 from service.settings import Settings
@@ -17,6 +18,7 @@ from service.worker.runtimes.choose import (
     Choice,
     candidates,
     obstacle,
+    offered,
 )
 
 RESERVED_FILES = 128  # as in service.api.connections, besides connections
@@ -116,10 +118,12 @@ def _examine_model(
     bundle: Bundle, settings: Settings, tuning: Tuning | None, troubles: list[Trouble]
 ) -> ModelReport:
     name, version = bundle.manifest.name, bundle.manifest.version
+    try:
+        always, besides = offered(settings.device, settings.runtime)
+    except BadSettings:  # which what follows says
+        always, besides = FASTEST_FIRST, ON_REQUEST
     others = {
-        choice: why
-        for choice in FASTEST_FIRST + ON_REQUEST
-        if (why := obstacle(bundle, choice)) is not None
+        choice: why for choice in always + besides if (why := obstacle(bundle, choice)) is not None
     }
     passed_over = {str(choice): why for choice, why in others.items()}
     try:
@@ -143,7 +147,7 @@ def _examine_model(
         name=name,
         version=version,
         choice=str(choice),
-        why=_reason(choice, others, wishes),
+        why=_reason(choice, always, others, wishes),
         passed_over=passed_over,
         streams=plan.streams,
         threads=plan.threads,
@@ -152,11 +156,17 @@ def _examine_model(
     )
 
 
-def _reason(choice: Choice, others: dict[Choice, str], wishes: tuple[str, ...]) -> str:
+def _reason(
+    choice: Choice, always: tuple[Choice, ...], others: dict[Choice, str], wishes: tuple[str, ...]
+) -> str:
     """Why it is this choice and not one that comes before it in the order of speed."""
     if any(wish != "auto" for wish in wishes):
         return "the fastest of what the settings ask for"
-    before = FASTEST_FIRST[: FASTEST_FIRST.index(choice)]
+    if choice.on_gpu:
+        return (
+            "the fastest that is installed for GPUs; what it computes is proven when it is opened"
+        )
+    before = always[: always.index(choice)]
     if all(other in others for other in before):
         return "the fastest that is installed, that this CPU can do, and that the bundle has proven"
     return "vectors are all that it answers with, and fp32 keeps them exact"
@@ -212,9 +222,9 @@ def _look_at_machine(machine: MachineReport, settings: Settings, troubles: list[
         )
         advice = "raise the hard limit (ulimit -Hn, LimitNOFILE=), or lower --max-connections"
         troubles.append(Trouble(fatal=False, found=found, advice=advice))
-    if machine.gpus and not any(choice.device != "cpu" for choice in FASTEST_FIRST):
-        found = f"{len(machine.gpus)} GPU(s) would be idle: this release runs models on the CPU"
-        advice = "none is needed; a machine without a GPU serves as fast"
+    if machine.gpus and settings.device == "auto" and not gpu_runtime_installed():
+        found = f"{len(machine.gpus)} GPU(s) would be idle: no library that uses them is installed"
+        advice = "install one with: pip install 'saccade[gpu]'"
         troubles.append(Trouble(fatal=False, found=found, advice=advice))
     cpu = machine.cpu
     if cpu.quota is not None and cpu.quota < 1:

@@ -98,7 +98,7 @@ def test_without_a_driver_a_gpu_or_both_the_reason_is_told() -> None:
 def test_a_wish_is_a_worker_for_each_device(
     wish: str, seen: Gpus, installed: bool, devices: list[str]
 ) -> None:
-    assert expand(wish, lambda: seen, lambda: installed) == devices
+    assert expand(wish, "auto", lambda: seen, lambda: installed) == devices
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,12 @@ def test_a_gpu_that_is_not_there_is_refused_with_a_sentence(
     wish: str, seen: Gpus, sentence: str
 ) -> None:
     with pytest.raises(BadSettings, match=sentence):
-        expand(wish, lambda: seen)
+        expand(wish, "auto", lambda: seen)
+
+
+def test_a_library_for_cpus_does_not_make_gpus_busy() -> None:
+    assert expand("auto", "openvino", lambda: TWO, lambda: True) == ["cpu"]
+    assert expand("auto", "onnxruntime", lambda: TWO, lambda: True) == ["cuda:0", "cuda:1"]
 
 
 def test_several_workers_on_one_device_have_names_and_sockets_of_their_own(tmp_path: Path) -> None:

@@ -226,5 +226,5 @@ def test_the_exit_code_is_1_where_the_server_would_not_start(tmp_path: Path) -> 
 
 def test_a_faster_choice_without_obstacle_that_is_not_taken_is_explained() -> None:
     exact = FASTEST_FIRST[1]
-    why = examination._reason(exact, {}, ("auto", "auto", "auto"))
+    why = examination._reason(exact, FASTEST_FIRST, {}, ("auto", "auto", "auto"))
     assert why == "vectors are all that it answers with, and fp32 keeps them exact"

@@ -292,7 +292,12 @@ def test_bf16_is_passed_over_aloud_where_the_machine_lacks_it(
 @pytest.mark.parametrize(
     ("wishes", "named"),
     [
-        ({"device": "cuda:0"}, "nothing runs with device cuda:0"),
+        (
+            {"device": "cuda:0", "precision": "int8"},
+            "nothing runs with precision int8, device cuda:0",
+        ),
+        ({"device": "cuda:0"}, "onnxruntime fp32 on cuda:0: the installed onnxruntime .* for CPUs"),
+        ({"device": "cuda"}, "--device cuda: there is no NVIDIA driver here"),
         ({"precision": "fp8"}, "nothing runs with precision fp8"),
         ({"runtime": "tensorrt"}, "nothing runs with runtime tensorrt"),
         (

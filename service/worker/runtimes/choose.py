@@ -5,16 +5,18 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 from service.bundle import Bundle, Graph, GraphKind, Tensor
 from service.cores import usable_cores
+from service.devices import expand
 from service.errors import BadBundle, BadSettings, StartError
 from service.geometry import Size
 from service.worker.runtimes.base import Runtime, Signature
 from service.worker.runtimes.cache import CompiledCache, Slot
+from service.worker.runtimes.numbers import check_numbers
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +32,11 @@ class Choice:
     def __str__(self) -> str:
         return f"{self.runtime} {self.precision} on {self.device}"
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on a GPU."""
+        return self.device != "cpu"
+
 
 FASTEST_FIRST = (
     Choice("openvino", "bf16"),
@@ -43,8 +50,25 @@ OpenVINO's fp32 a few hundredths faster than ONNX Runtime's.
 ON_REQUEST = (Choice("openvino", "int8"), Choice("onnxruntime", "int8"))
 """What serves only where its precision is asked for by name, the fastest first."""
 
+ON_GPUS = (Choice("onnxruntime", "fp32", "cuda"),)
+"""What serves on a GPU, the fastest first."""
+
+ON_GPUS_ON_REQUEST = (
+    Choice("onnxruntime", "bf16", "cuda"),
+    Choice("onnxruntime", "fp16", "cuda"),
+)
+"""What serves on a GPU only where its precision is asked for: by ONNX Runtime's TensorRT provider,
+which builds an engine at the first start.
+"""
+
+_REFERENCE = Choice("onnxruntime", "fp32")
 _VECTOR_TASKS = {"embed", "attention"}
-_CLASSES = {"onnxruntime": ("onnx", "OnnxRuntime"), "openvino": ("openvino", "OpenVino")}
+_CLASSES = {
+    ("onnxruntime", False): ("onnx", "OnnxRuntime"),
+    ("onnxruntime", True): ("onnx_cuda", "OnnxCuda"),
+    ("openvino", False): ("openvino", "OpenVino"),
+}
+"""Module and class by library, and whether it is for GPUs."""
 
 
 def candidates(
@@ -56,22 +80,24 @@ def candidates(
     machine can do it, and the bundle's exporter measured it and let it pass. Without a wish for a
     precision, fp32 comes first where vectors are all that the model answers with: no margin
     between classes swallows the rounding of bf16 there. int8 is never chosen without the wish.
+    All are on one device: the first, where ``device`` names several.
 
     Raises:
         BadSettings: wishes that nothing here can meet.
         StartError: without any wish, nothing here can serve the bundle.
     """
+    always, on_request = offered(device, runtime)
     wishes = {"runtime": runtime, "precision": precision, "device": device}
     wishes = {name: wish for name, wish in wishes.items() if wish != "auto"}
     wanted = [
         choice
-        for choice in FASTEST_FIRST + (ON_REQUEST if precision != "auto" else ())
-        if all(getattr(choice, name) == wish for name, wish in wishes.items())
+        for choice in always + (on_request if precision != "auto" else ())
+        if runtime in ("auto", choice.runtime) and precision in ("auto", choice.precision)
     ]
     named = ", ".join(f"{name} {wish}" for name, wish in wishes.items())
     if not wanted:
-        offered = "; ".join(str(choice) for choice in FASTEST_FIRST + ON_REQUEST)
-        raise BadSettings(f"nothing runs with {named}; choose among: {offered}")
+        there = "; ".join(str(choice) for choice in always + on_request)
+        raise BadSettings(f"nothing runs with {named}; choose among: {there}")
     obstacles = {choice: obstacle(bundle, choice) for choice in wanted}
     found = [choice for choice, why in obstacles.items() if why is None]
     reasons = "; ".join(f"{choice}: {why}" for choice, why in obstacles.items() if why)
@@ -86,6 +112,25 @@ def candidates(
     return found
 
 
+def offered(
+    device: str = "auto", runtime: str = "auto"
+) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
+    """What there is for a device, the fastest first, and what there is besides on request.
+
+    Raises:
+        BadSettings: a GPU is named that is not there.
+    """
+    single = device == "cpu" or (device.startswith("cuda:") and "," not in device)
+    place = device if single else expand(device, runtime)[0]
+    if place == "cpu":
+        return FASTEST_FIRST, ON_REQUEST
+    here, besides = (
+        tuple(replace(choice, device=place) for choice in choices)
+        for choices in (ON_GPUS, ON_GPUS_ON_REQUEST)
+    )
+    return here, besides
+
+
 def open_runtime(
     bundle: Bundle,
     graph_kind: GraphKind,
@@ -95,14 +140,15 @@ def open_runtime(
     cache: CompiledCache | None = None,
     streams: int = 1,
 ) -> Runtime:
-    """Compile one graph of the bundle and check it against the manifest.
+    """Compile one graph of the bundle and check it against the manifest; on a GPU also what it
+    computes, against the same on the CPU.
 
     Explain graphs compute in fp32, whatever serves. Without ``threads`` the library takes every
     core that this process may use.
 
     Raises:
         BadBundle: there is no such graph, or the file does not hold what the manifest says.
-        BadSettings: the machine cannot do it.
+        BadSettings: the machine cannot do it, or does it wrongly.
         StartError: the library is not installed.
     """
     precision = "fp32" if graph_kind == "explain" else choice.precision
@@ -118,6 +164,10 @@ def open_runtime(
         path, Choice(choice.runtime, precision, choice.device), threads, slot, streams
     )
     check_graph(path, graph, runtime)
+    if choice.on_gpu:
+        reference = bundle.manifest.graph(graph_kind, canvas, "fp32")
+        assert reference is not None, canvas
+        check_numbers(runtime, open_graph(bundle.path(reference), _REFERENCE), path)
     return runtime
 
 
@@ -129,22 +179,25 @@ def open_graph(
     streams: int = 1,
 ) -> Runtime:
     """Compile an ONNX file, which need not belong to a bundle yet."""
-    _, name = _CLASSES[choice.runtime]
-    module = _library(choice.runtime)
+    if (choice.runtime, choice.on_gpu) not in _CLASSES:
+        raise BadSettings(f"{choice.runtime} does not run on {choice.device}")
+    module = _library(choice.runtime, choice.on_gpu)
     if module is None:
-        raise StartError(_missing(choice.runtime))
-    create: Callable[..., Runtime] = getattr(module, name)
+        raise StartError(_missing(choice))
+    create: Callable[..., Runtime] = getattr(module, _CLASSES[choice.runtime, choice.on_gpu][1])
     return create(path, choice.precision, threads or _core_limit(), choice.device, streams, slot)
 
 
 def supports(choice: Choice) -> str | None:
     """None if this machine can do it, else what is missing, as a clause."""
-    module = _library(choice.runtime)
+    module = _library(choice.runtime, choice.on_gpu)
     if module is None:
-        return _missing(choice.runtime)
-    offered = module.supported_precisions(choice.device)
-    if choice.precision not in offered:
-        return f"this machine's {choice.device} offers only {', '.join(offered) or 'nothing'} there"
+        return _missing(choice)
+    if choice.on_gpu and (fault := module.fault(choice.device)) is not None:
+        return str(fault)
+    there = module.supported_precisions(choice.device)
+    if choice.precision not in there:
+        return f"this machine's {choice.device} offers only {', '.join(there) or 'nothing'} there"
     return None
 
 
@@ -153,6 +206,8 @@ def obstacle(bundle: Bundle, choice: Choice) -> str | None:
     unsupported = supports(choice)
     if unsupported:
         return unsupported
+    if choice.on_gpu:  # proven when it is opened, on the device itself
+        return None
     if not bundle.manifest.proven(choice.runtime, choice.precision):
         cure = "export it again"
         if choice.precision == "int8":
@@ -200,9 +255,9 @@ def _core_limit() -> int:
     return cores if cores < (os.cpu_count() or 1) else 0
 
 
-def _library(runtime: str) -> ModuleType | None:
+def _library(runtime: str, on_gpu: bool = False) -> ModuleType | None:
     """The module that speaks to the library, or None if the library is not installed."""
-    module, _ = _CLASSES[runtime]
+    module, _ = _CLASSES[runtime, on_gpu]
     try:
         return importlib.import_module(f"service.worker.runtimes.{module}")
     except ModuleNotFoundError as error:
@@ -211,8 +266,9 @@ def _library(runtime: str) -> ModuleType | None:
         return None
 
 
-def _missing(runtime: str) -> str:
-    return f"{runtime} is not installed; install it with: pip install 'saccade[cpu]'"
+def _missing(choice: Choice) -> str:
+    extra = "gpu" if choice.on_gpu else "cpu"
+    return f"{choice.runtime} is not installed; install it with: pip install 'saccade[{extra}]'"
 
 
 def _signature(tensor: Tensor) -> Signature:

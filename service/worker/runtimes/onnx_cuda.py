@@ -1,9 +1,15 @@
-"""ONNX Runtime on an NVIDIA GPU, by its CUDA or its TensorRT provider; nothing falls back."""
+"""ONNX Runtime on an NVIDIA GPU: fp32 by its CUDA provider, half precision by that of TensorRT;
+nothing falls back.
+"""
 
+import ctypes
+import hashlib
 import logging
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +18,7 @@ import onnxruntime as ort
 
 from service.devices import gpus
 from service.errors import BadBundle, BadSettings
-from service.worker.runtimes.base import Arrays
+from service.worker.runtimes.base import Arrays, Signature
 from service.worker.runtimes.cache import Slot
 from service.worker.runtimes.onnx import read_session, signatures
 
@@ -20,6 +26,11 @@ CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 MOST_CAPTURED = 8
 """Batches up to this size are captured as CUDA graphs: launching kernels costs more than running
 them there."""
+MOST_TOGETHER = 64
+"""The largest batch that a TensorRT engine takes here."""
+TENSORRT_MAJOR = 10
+"""What the library is linked with. Two majors in one process would break both."""
+TENSORRT_PACKAGES = ("tensorrt_cu13_libs", "tensorrt_cu12_libs", "tensorrt_libs")
 NO_CAPTURE = -1
 MOST_KEPT = 16
 """Sizes of batches whose buffers are kept on the device."""
@@ -48,8 +59,15 @@ class Place:
 
 
 def supported_precisions(device: str) -> tuple[str, ...]:
-    """Arithmetic that the CUDA provider does: fp32, or whatever types a graph states."""
-    return ("fp32", "fp16", "bf16") if fault(device) is None else ()
+    """fp32 with CUDA alone; the others where TensorRT 10 is installed, too."""
+    if fault(device) is not None:
+        return ()
+    return ("fp32",) if tensorrt_fault() else ("fp32", "bf16", "fp16")
+
+
+def backends() -> tuple[str, ...]:
+    """Providers that the library was built with, by its own names."""
+    return tuple(ort.get_available_providers())
 
 
 def fault(device: str) -> str | None:
@@ -83,12 +101,60 @@ def place_of(device: str, precision: str, captured: bool = True) -> Place:
     return Place(CUDA, "cuda", index, options)
 
 
+def tensorrt_fault(installed: Callable[[str], str | None] | None = None) -> str | None:
+    """Why the TensorRT provider cannot run here, as a clause; None if it can."""
+    if TENSORRT not in ort.get_available_providers():
+        return f"onnxruntime {ort.__version__} was built without TensorRT"
+    found = {name: (installed or _version_of)(name) for name in TENSORRT_PACKAGES}
+    versions = [number for number in found.values() if number is not None]
+    if not versions:
+        return f"half precision needs TensorRT {TENSORRT_MAJOR}, which is not installed"
+    if any(number.partition(".")[0] != str(TENSORRT_MAJOR) for number in versions):
+        return (
+            f"half precision needs TensorRT {TENSORRT_MAJOR}, with which onnxruntime is linked; "
+            f"installed is {', '.join(versions)}, which serves with --runtime tensorrt"
+        )
+    return None
+
+
+def tensorrt_place(
+    device: str, precision: str, rows: dict[str, tuple[int | None, ...]], cache: Path | None
+) -> Place:
+    """The TensorRT provider, with one profile for all batches up to MOST_TOGETHER: with none it
+    builds anew, for minutes, at each batch of another size. ``rows`` are the inputs' shapes.
+    """
+
+    def shapes(batch: int) -> str:
+        return ",".join(
+            f"{name}:{'x'.join(str(batch if side is None else side) for side in shape)}"
+            for name, shape in rows.items()
+        )
+
+    index = int(device.partition(":")[2] or 0)
+    options = {
+        "device_id": str(index),
+        f"trt_{precision}_enable": "1",
+        "trt_layer_norm_fp32_fallback": "1",
+        "trt_profile_min_shapes": shapes(1),
+        "trt_profile_opt_shapes": shapes(MOST_CAPTURED),
+        "trt_profile_max_shapes": shapes(MOST_TOGETHER),
+    }
+    if cache is not None:
+        options |= {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(cache),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(cache),
+        }
+    return Place(TENSORRT, "cuda", index, options)
+
+
 class OnnxCuda:
     """A graph in ONNX Runtime's CUDA provider, with inputs and outputs that stay where they are.
 
     One batch runs at a time; a second stream prepares the next one meanwhile. Small batches are
-    replayed as CUDA graphs where every node of the graph is on the device. ``slot`` is not used:
-    the provider makes nothing that is worth keeping.
+    replayed as CUDA graphs where every node of the graph is on the device. Engines of TensorRT are
+    kept in a folder of the ``slot``'s cache.
 
     Raises:
         BadSettings: there is no such device, or the library did not take it.
@@ -108,18 +174,30 @@ class OnnxCuda:
     ) -> None:
         why_not = fault(device)
         if why_not is not None:
-            raise BadSettings(f"onnxruntime cannot use {device}: {why_not}")
+            raise BadSettings(f"onnxruntime cannot run on {device}: {why_not}")
         ort.preload_dlls()  # CUDA and cuDNN as pip installs them
         self.precision = precision
         self.device = device
         self.streams = streams
         self.threads = threads or 1
-        self._session, self.captures = open_on_gpu(path, device, precision)
         place = place_of(device, precision)
+        if precision == "fp32":
+            self._session, self.captures = open_on_gpu(path, device, precision)
+        else:
+            place = self._tensorrt(path, slot)
+            self._session, self.captures = open_session(path, place, strict=False), False
         self._buffers = Buffers(self._session, place, self.captures)
         self.inputs = signatures(self._session.get_inputs())
         self.outputs = signatures(self._session.get_outputs())
         self._free = threading.Lock()
+
+    def _tensorrt(self, path: Path, slot: Slot | None) -> Place:
+        why_not = tensorrt_fault()
+        if why_not is not None:
+            raise BadSettings(f"onnxruntime cannot compute in {self.precision}: {why_not}")
+        load_tensorrt()
+        rows = {name: shape for name, (_, shape) in _inputs_of(path).items()}
+        return tensorrt_place(self.device, self.precision, rows, engine_folder(slot))
 
     def run(self, inputs: Arrays) -> Arrays:
         """See ``Runtime.run``."""
@@ -162,7 +240,7 @@ def open_session(path: Path, place: Place, strict: bool) -> ort.InferenceSession
     if strict:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = read_session(path, options, [(place.provider, place.options)])
+        session = read_session(path, options, _providers(place))
     except Exception as error:  # the library's exceptions share no base below Exception
         raise BadBundle(
             f"onnxruntime {ort.__version__} cannot run {path} by {place}: {error}"
@@ -293,3 +371,47 @@ class _Bound:
     inputs: dict[str, Any]
     options: Any
     captured: bool
+
+
+def engine_folder(slot: Slot | None) -> Path | None:
+    """Where engines of one graph lie: beside other compiled models, in a folder that is ours."""
+    if slot is None:
+        return None
+    digest = hashlib.sha256(slot.graph.encode()).hexdigest()[:32]
+    folder = slot.cache.folder / f"tensorrt-{digest}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def load_tensorrt() -> None:
+    """Load the libraries that pip installed, where the provider's own will then find them."""
+    for package in TENSORRT_PACKAGES:
+        try:
+            files = distribution(package).files or []
+        except PackageNotFoundError:
+            continue
+        names = (f"libnvinfer.so.{TENSORRT_MAJOR}", f"libnvonnxparser.so.{TENSORRT_MAJOR}")
+        found = {file.name: file.locate() for file in files}
+        for name in names:
+            if name in found:
+                ctypes.CDLL(str(found[name]), mode=ctypes.RTLD_GLOBAL)
+
+
+def _providers(place: Place) -> list[tuple[str, dict[str, str]]]:
+    """What TensorRT cannot take is left to CUDA, on the same device."""
+    first = [(place.provider, place.options)]
+    return first + [(CUDA, {"device_id": str(place.index)})] * (place.provider == TENSORRT)
+
+
+def _inputs_of(path: Path) -> dict[str, Signature]:
+    """What a graph takes, as a session on the CPU that optimises nothing tells it."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return signatures(read_session(path, options).get_inputs())
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return distribution(package).version
+    except PackageNotFoundError:
+        return None
