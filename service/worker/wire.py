@@ -46,6 +46,9 @@ def pack(header: Header, arrays: Arrays | None = None) -> list[Frame]:
 class Reader:
     """Puts messages together from whatever pieces come: fill ``buffer``, then say ``filled``."""
 
+    _rest: memoryview
+    _body: Array | None
+
     def __init__(self) -> None:
         self._prefix = bytearray(PREFIX.size)
         self._begin()
@@ -75,7 +78,7 @@ class Reader:
 
     def _begin(self) -> None:
         self._rest = memoryview(self._prefix)
-        self._body: Array | None = None
+        self._body = None
 
 
 def unpack(frames: list[Frame]) -> tuple[Header, Arrays]:
