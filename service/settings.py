@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     runtime: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = Field(
         default="auto", description="Library; auto takes the fastest that is installed and proven"
     )
+    engines: Literal["refuse", "rebuild"] = Field(
+        default="refuse",
+        description="TensorRT engines that are not for this machine; rebuild: at the start, proven",
+    )
     threads: int = Field(
         default=0, ge=0, le=512, description="Threads of the runtime; 0 takes every core"
     )

@@ -17,6 +17,7 @@ from service.cores import usable_cores
 from service.errors import BadSettings, StartError
 from service.geometry import Size
 from service.settings import Settings
+from service.worker.runtimes.buckets import LANES
 from service.worker.runtimes.choose import Choice
 
 FILE = "tuning.json"
@@ -171,6 +172,8 @@ def plan_for(
 
     ``threads`` is what the operator demands: nothing was measured with that.
     """
+    if choice.runtime == "tensorrt":
+        return _engine_plan(bundle, choice)
     if threads:
         return Plan(threads=threads, untuned="--threads is set")
 
@@ -204,6 +207,15 @@ def plan_for(
     batches = {str(entry.canvas): entry.batch for entry in served}
     first = served[0]
     return Plan(first.streams, first.threads, batches, first.lone_threads)
+
+
+def _engine_plan(bundle: Bundle, choice: Choice) -> Plan:
+    """Engines are tuned for certain batches when they are built; the largest has the throughput."""
+    batches: dict[str, int] = {}
+    for engine in bundle.manifest.engines:
+        if engine.precision == choice.precision:
+            batches[str(engine.canvas)] = max(one.most for one in engine.fingerprint.profiles)
+    return Plan(LANES, batches=batches, untuned="engines have the batches that they were built for")
 
 
 def graph_digest(bundle: Bundle, canvas: Size, choice: Choice) -> str:

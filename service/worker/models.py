@@ -250,13 +250,17 @@ class Models:
             report(f"verifying {name}")
             bundle.verify()
         choice = candidates(
-            bundle, self._settings.device, self._settings.precision, self._settings.runtime
+            bundle,
+            self._settings.device,
+            self._settings.precision,
+            self._settings.runtime,
+            self._settings.engines == "rebuild",
         )[0]
         plan = plan_for(bundle, choice, tuning, this_machine(), self._settings.threads)
         model = Model(bundle, choice, plan)
         for canvas in bundle.manifest.canvases:
             report(f"compiling {name} {canvas} for {choice.runtime} {choice.precision}")
-            runtime = self._open(model, "serve", canvas)
+            runtime = self._open(model, "serve", canvas, report)
             model.threads = runtime.threads
             report(f"warming up {name} {canvas}")
             for batch in sorted({1, self._batch(model, str(canvas))}):
@@ -383,10 +387,23 @@ class Models:
             retry_after_s=wait_s,
         )
 
-    def _open(self, model: Model, kind: GraphKind, canvas: Size) -> Runtime:
-        streams = model.plan.streams if kind == "serve" else 1
+    def _open(
+        self,
+        model: Model,
+        kind: GraphKind,
+        canvas: Size,
+        report: Callable[[str], None] = _log.info,
+    ) -> Runtime:
         runtime = open_runtime(
-            model.bundle, kind, canvas, model.choice, model.plan.threads, self._cache, streams
+            model.bundle,
+            kind,
+            canvas,
+            model.choice,
+            model.plan.threads,
+            self._cache,
+            model.plan.streams if kind == "serve" else 1,
+            self._settings.engines == "rebuild",
+            report,
         )
         model.runtimes[kind, str(canvas)] = runtime
         _log.info("opened %s %s %s", model.bundle.manifest.name, kind, canvas)

@@ -11,6 +11,8 @@ import numpy as np
 from service.engines import BatchRange
 from service.worker.runtimes.base import Signature
 
+LANES = 3
+"""Batches of an engine under way at once: one is copied in, one runs, one is copied out."""
 ALIGNMENT_BYTES = 256
 """What device memory of the CUDA allocator is aligned to; TensorRT asks for it of its bindings."""
 
