@@ -583,6 +583,65 @@ def quantize_model(
     quantize(bundle, images)
 
 
+class EnginePrecision(StrEnum):
+    """What ``build --precision`` takes."""
+
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+    FP8 = "fp8"
+
+
+@app.command(
+    "build",
+    epilog=_examples(
+        "saccade build vit --repository models-repository",
+        "saccade build detr --repository models-repository --precision fp16 --batches 1,4,16",
+    ),
+)
+def build_engines(
+    name: Annotated[str, typer.Argument(help="A model; its newest version gets the engines")],
+    repository: Annotated[
+        Path, typer.Option(help="Model repository \\[default: demo]", show_default=False)
+    ] = DEMO_REPOSITORY,
+    precision: Annotated[
+        EnginePrecision, typer.Option(help="Arithmetic; the bundle has to have a graph for it")
+    ] = EnginePrecision.BF16,
+    batches: Annotated[
+        str, typer.Option(help="Batches to be fast at, with commas; together they take all up to")
+    ] = "1,8,32",
+    device: Annotated[str, typer.Option(help="The GPU to build on and for")] = "cuda",
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Pictures to prove on, besides the sample scenes"
+        ),
+    ] = None,
+) -> None:
+    """Build TensorRT engines on this machine's GPU, prove them, and add them to the bundle.
+
+    The manifest is changed in place; running servers go by it when they are started again.
+    """
+    from service.worker.runtimes.cache import open_cache
+
+    sizes = _batches(batches)
+    bundle = _find(repository, name)
+    with _export_side("build"):
+        from export.cli import build
+    cache = open_cache(load_settings({}).cache_folder())
+    build(bundle, precision.value, sizes, device, images, cache)
+
+
+def _batches(text: str) -> list[int]:
+    sizes = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(1 <= size <= 1024 for size in sizes):
+        raise typer.BadParameter(
+            f"{text!r} is not a list of batches from 1 to 1024, such as 1,8,32",
+            param_hint="--batches",
+        )
+    return sizes
+
+
 @app.command(
     "tune",
     epilog=_examples(
