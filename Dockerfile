@@ -73,7 +73,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001
 
-# docker run --rm -v ./models-repository:/models saccade:export export vit.safetensors --out /models
+# docker run --rm -v ./models-repository:/models saccade:export export OWNER/NAME --out /models
 FROM runtime AS export
 COPY --from=build-export /opt/saccade /opt/saccade
 COPY deploy/image/healthcheck.py /opt/saccade/bin/

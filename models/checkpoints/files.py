@@ -118,6 +118,11 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _download(source: str, revision: str | None) -> Path:
+    if Path(source).exists():
+        raise CheckpointError(
+            f"{source!r} is a file; a checkpoint is a folder with config.json, model.safetensors "
+            "and preprocessor_config.json: name the folder"
+        )
     if not HUB_ID.fullmatch(source):
         raise CheckpointError(
             f"{source!r} is neither an existing folder nor a hub id like 'owner/name'"
@@ -131,7 +136,8 @@ def _download(source: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
-            f"{source!r} is no local folder, and could not be had from the hub{at}: {error}"
+            f"{source!r} is no local folder, and could not be had from the hub{at}: see that the id "
+            f"is right, that this machine reaches the hub, and that you may read it ({error})"
         ) from error
 
 

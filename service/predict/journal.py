@@ -14,6 +14,8 @@ REFUSED = "error"
 class Journal:
     """Appended to in the order of the pictures; a line that a killed run left unfinished is cut.
 
+    A run that is refused before its first answer leaves no empty file behind.
+
     ``about`` is what was asked: the same for every line of a file.
 
     Raises:
@@ -50,6 +52,8 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if not self.done:
+            self.path.unlink(missing_ok=True)
 
     def _resume(self) -> None:
         whole = 0

@@ -367,5 +367,12 @@ def test_a_journal_keeps_whole_lines_only(tmp_path: Path) -> None:
     assert [row["file"] for row in read_rows(path)] == ["a.jpg", "b.jpg", "d.jpg"]
 
 
+def test_a_run_that_is_refused_before_its_first_answer_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(StartError), Journal(path, {"task": "embed"}):
+        raise StartError("there is no such model")
+    assert not path.exists()
+
+
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]

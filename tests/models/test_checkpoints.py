@@ -338,6 +338,12 @@ def test_source_that_is_neither_folder_nor_hub_id_is_refused() -> None:
         open_checkpoint("./no/such/folder")
 
 
+def test_a_file_in_place_of_its_folder_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors' is a file.*name the folder"):
+        open_checkpoint(f"{folder}/model.safetensors")
+
+
 def test_revision_of_a_local_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has no revisions"):
         open_checkpoint(saved(tmp_path), "main")

@@ -498,6 +498,60 @@ def test_a_file_that_is_no_picture_is_refused_with_what_to_do(
     assert rows(page)
 
 
+def test_a_damaged_picture_and_one_that_is_too_large_are_refused_with_what_to_do(
+    open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page()
+    damaged, large = tmp_path / "damaged.jpg", tmp_path / "large.jpg"
+    damaged.write_bytes(STAR.read_bytes()[:3000])
+    large.write_bytes(STAR.read_bytes() + bytes(2**25))
+    for path, title, todo in (
+        (damaged, "The picture is damaged", "Send the whole, intact file."),
+        (large, "The picture is too large", "Send smaller or more compressed pictures."),
+    ):
+        page.set_input_files("#file", path)
+        playwright.expect(page.locator(".problem h3")).to_have_text(title)
+        assert page.locator(".problem .detail").inner_text().endswith(todo)
+        assert page.locator(".again").inner_text() == "Choose another picture"
+
+
+GIVE = """([kind, text]) => {
+    const given = new DataTransfer();
+    given.setData("text/plain", text);
+    const event = kind === "paste"
+        ? new ClipboardEvent(kind, { bubbles: true, clipboardData: given })
+        : new DragEvent(kind, { bubbles: true, cancelable: true, dataTransfer: given });
+    document.body.dispatchEvent(event);
+}"""
+
+
+def test_what_holds_no_picture_is_told_until_one_is_taken(open_page: Open, tmp_path: Path) -> None:
+    page = open_page()
+    notice = page.locator("#notice")
+    page.evaluate(GIVE, ["paste", "words"])
+    playwright.expect(notice).to_have_text(re.compile("Copy a picture, and paste again"))
+    page.evaluate(GIVE, ["drop", "words"])
+    playwright.expect(notice).to_have_text(re.compile("Save the picture first"))
+    (tmp_path / "empty.jpg").touch()
+    page.set_input_files("#file", tmp_path / "empty.jpg")
+    playwright.expect(notice).to_have_text("empty.jpg is empty. Choose another picture.")
+    page.set_input_files("#file", STAR)
+    page.wait_for_selector(".result")
+    assert not notice.is_visible()
+
+
+def test_a_sample_that_cannot_be_had_and_a_strange_answer_are_told(open_page: Open) -> None:
+    page = open_page()
+    page.route("**/page/scenes/star.jpg", lambda route: route.abort())
+    page.click('[data-name="star.jpg"]')
+    playwright.expect(page.locator("#notice")).to_be_visible()
+    assert "did not answer" in page.locator("#notice").inner_text()
+    page.route("**/v1/detect*", lambda route: route.fulfill(status=200, body="<html>"))
+    page.click('[data-name="square.jpg"]')
+    playwright.expect(page.locator(".problem h3")).to_have_text("A strange answer")
+    assert not page.locator("#notice").is_visible()
+
+
 def test_an_overloaded_and_a_silent_server_are_told_apart(open_page: Open) -> None:
     page = open_page()
     problem = {

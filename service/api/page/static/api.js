@@ -84,7 +84,7 @@ async function describe(response) {
 
 function strange({ status, statusText }, what) {
   return {
-    title: statusText || "Refused",
+    title: status === 200 ? "A strange answer" : statusText || "Refused",
     status: status === 200 ? 0 : status,
     detail: `Status ${status}, and ${what}: something between this page and the server may have answered. Try again, or reload the page.`,
   };

@@ -58,6 +58,8 @@ function compare() {
 
 /** Shows a picture; what the browser cannot read goes to the server too, which says what it is. */
 async function take(blob, name) {
+  complain(blob.size === 0 ? `${name || "The picture"} is empty. Choose another picture.` : "");
+  if (blob.size === 0) return;
   const bitmap = await createImageBitmap(blob).catch(() => null);
   picture = { blob, bitmap, name: name || "picture.jpg" };
   for (const button of $("samples").children) button.setAttribute("aria-pressed", String(button.dataset.name === name));
@@ -81,7 +83,6 @@ async function showSamples() {
 async function takeSample(name) {
   try {
     await take(await getBlob(`/page/scenes/${name}`), name);
-    complain("");
   } catch (error) {
     complain(error.message);
   }
@@ -108,7 +109,8 @@ function listenToFiles() {
     event.preventDefault();
     over((depth = 0) > 0);
     const file = event.dataTransfer?.files[0];
-    if (file) take(file, file.name);
+    if (event.dataTransfer?.items[0]?.webkitGetAsEntry()?.isDirectory) complain("That is a folder. Drop one picture; the command saccade predict answers a whole folder.");
+    else if (file) take(file, file.name);
     else complain("That was no file. Save the picture first, and drop the file.");
   });
 }
