@@ -60,6 +60,23 @@ class Layout(Strict):
     points: list[Point] = Field(min_length=1)
 
 
+class Around(Strict):
+    """What a request costs around its batch, one at a time (``saccade plan --measure``).
+
+    ``rest_s`` and ``infer_s`` are quantiles at even steps from the least to the 99th percentile.
+    """
+
+    measured: str = Field(description="date and time, UTC")
+    requests: int = Field(ge=1)
+    mean_bytes: int = Field(ge=1, description="of the pictures sent")
+    processes: int = Field(ge=1, description="that speak HTTP")
+    decoders: int = Field(ge=1, description="decoding threads of each")
+    rest_s: list[float] = Field(min_length=2, description="latency less inference and client")
+    infer_s: list[float] = Field(min_length=2)
+    before: float = Field(ge=0, le=1, description="the part of rest_s that comes before the queue")
+    cpu_s: float = Field(gt=0, description="processor seconds of the processes that speak HTTP")
+
+
 class Entry(Strict):
     """How to run one canvas of a model, and the figures that say so."""
 
@@ -68,6 +85,7 @@ class Entry(Strict):
     sha256: str = Field(description="of the graph's file")
     runtime: str
     precision: str
+    device: str = "cpu"
     canvas: Size
     streams: int = Field(ge=1)
     threads: int = Field(ge=1, description="that the streams share")
@@ -82,6 +100,7 @@ class Entry(Strict):
     latency_s: float = Field(gt=0, description="median of a single picture, with nothing beside it")
     batch_latency_s: float = Field(gt=0, description="median of one batch, with every stream busy")
     grid: list[Layout] = Field(min_length=1, description="everything measured")
+    around: Around | None = None
 
 
 class Profile(Strict):

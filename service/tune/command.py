@@ -144,6 +144,7 @@ def _entry(
         sha256=graph_digest(bundle, canvas, choice),
         runtime=choice.runtime,
         precision=choice.precision,
+        device=choice.device,
         canvas=canvas,
         streams=layout.streams,
         threads=layout.threads,
