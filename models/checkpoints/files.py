@@ -136,8 +136,8 @@ def _download(source: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
-            f"{source!r} is no local folder, and could not be had from the hub{at}: see that the id "
-            f"is right, that this machine reaches the hub, and that you may read it ({error})"
+            f"{source!r} is no local folder, and could not be had from the hub{at}; see that the "
+            f"id is right, this machine reaches the hub, and you may read it: {error}"
         ) from error
 
 
