@@ -86,11 +86,7 @@ _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd8])")
 _JPEG_SCAN, _JPEG_END = b"\xda", b"\xd9"
 _JPEG_FRAMES = b"\xc0", b"\xc1", b"\xc2"  # baseline, extended, progressive; all of Huffman codes
 
-# Of an ordinary JPEG: as long as the shots of a phone, and passes over no more pixels than cost a
-# second. A header has a segment for each 64 KiB of metadata.
-_ORDINARY_PIXELS = 16_000_000
-_ORDINARY_VISITS = 64_000_000
-_ORDINARY_MARKERS = 512
+_ORDINARY_MARKERS = 512  # a header has a segment for each 64 KiB of metadata
 _PNG_METADATA = re.compile(rb"eXIf|[itz]TXt")
 _PILLOW_MODULE = re.compile(r"PIL\.")
 
@@ -176,7 +172,21 @@ class Opened:
         return _by_simplejpeg(self._data, header, _denominator(header.size, least))
 
 
-def is_ordinary(data: bytes) -> bool:
+@dataclass(frozen=True)
+class Effort:
+    """What decoding a JPEG may take: its pixels, and those times its scans."""
+
+    pixels: int
+    visits: int
+
+
+ORDINARY = Effort(pixels=16_000_000, visits=64_000_000)
+"""The shots of a phone, and passes over no more pixels than cost a second."""
+SMALL = Effort(pixels=1 << 18, visits=1 << 20)
+"""A baseline JPEG of 512 x 512: a millisecond or two."""
+
+
+def is_ordinary(data: bytes, most: Effort = ORDINARY) -> bool:
     """Whether this is such a JPEG as cameras and browsers write, cheap to read and to decode.
 
     What else there is may keep Pillow's header parser busy for seconds (millions of segments, or of
@@ -193,13 +203,13 @@ def is_ordinary(data: bytes) -> bool:
             return False
         kind, start = marker[1], marker.end()
         if kind == _JPEG_END:
-            return scans > 0 and scans * pixels <= _ORDINARY_VISITS
+            return scans > 0 and scans * pixels <= most.visits
         if kind in _JPEG_FRAMES:
             frame = data[start + 2 : start + 8]
             if pixels or len(frame) < 6 or frame[0] != 8 or frame[5] not in (1, 3):
                 return False
             pixels = int.from_bytes(frame[1:3]) * int.from_bytes(frame[3:5])
-            if not 0 < pixels <= _ORDINARY_PIXELS:
+            if not 0 < pixels <= most.pixels:
                 return False
         elif kind == _JPEG_SCAN:
             if not pixels:

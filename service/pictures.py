@@ -18,7 +18,7 @@ from service.geometry import (
     place,
     to_canvas,
 )
-from service.images import Decoded, ImageLimits, Opened, is_ordinary
+from service.images import ORDINARY, Decoded, Effort, ImageLimits, Opened, is_ordinary
 from service.worker.runtimes.base import Array, Arrays
 
 
@@ -65,11 +65,15 @@ def prepare(
 
 
 def prepare_ordinary(
-    data: bytes, recipe: Recipe, limits: ImageLimits, keep_upright: bool = False
+    data: bytes,
+    recipe: Recipe,
+    limits: ImageLimits,
+    keep_upright: bool = False,
+    most: Effort = ORDINARY,
 ) -> Picture | None:
     """As ``prepare`` where that is known to be cheap and safe; None otherwise."""
     started_s = time.monotonic()
-    if not is_ordinary(data):
+    if not is_ordinary(data, most):
         return None
     opened = Opened(data, limits)
     return _placed(opened, opened.decode_ordinary, recipe, keep_upright, started_s)

@@ -32,9 +32,15 @@ KILL_AFTER_S = 5.0
 LOOK_EVERY_S = 0.5
 BACKLOG = 2048
 
-# Of NumPy's products, unless the environment says otherwise: the decoding threads that make them
-# take every core already, and more threads only wait for each other.
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+# Unless the environment says otherwise.
+_ENVIRONMENT = {
+    # Of NumPy's products: the decoding threads that make them take every core already, and more
+    # threads only wait for each other.
+    "OPENBLAS_NUM_THREADS": "1",
+    # What a picture took the next one gets, and not page by page from the kernel again.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
 
 _log = logging.getLogger(__name__)
 
@@ -240,7 +246,7 @@ class Supervisor:
             "-m",
             *arguments,
             stdin=asyncio.subprocess.PIPE,  # the child ends when this pipe does, see lifeline
-            env=_ONE_THREAD
+            env=_ENVIRONMENT
             | os.environ
             | self._settings.to_environment()
             | shared

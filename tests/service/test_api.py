@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import threading
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from service.errors import NotReady, Overloaded, RuntimeFailed
+from service.pictures import prepare_ordinary
 from service.worker.link import SILENCE_S, WorkerState
 from tests.service.fake_app import RUNNING, FakeApp, picture
 from tests.service.sample_bundle import manifest_of
@@ -57,6 +59,29 @@ def test_multipart_with_one_file_is_one_answer_and_fields_are_parameters() -> No
             "/v1/classify", files={"image": ("b.png", BLUE)}, data={"top_k": "1"}
         )
     assert labels_of(response.json()) == ["cat"]
+
+
+def test_a_picture_alone_is_decoded_on_the_spot_and_several_by_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    where: list[str] = []
+
+    def prepare_noted(*args: Any) -> Any:
+        where.append(threading.current_thread().name.partition("_")[0])
+        return prepare_ordinary(*args)
+
+    monkeypatch.setattr("service.decoding.pool.prepare_ordinary", prepare_noted)
+    file = io.BytesIO()
+    Image.new("RGB", (12, 6), (255, 0, 0)).save(file, "JPEG")
+    jpeg = file.getvalue()
+    with FakeApp().client() as client:
+        one = client.post("/v1/classify", content=jpeg, headers={"content-type": "image/jpeg"})
+        assert len(where) == 1
+        assert where.pop() != "decode"
+        files = [("image", (f"{index}.jpg", jpeg)) for index in range(3)]
+        several = client.post("/v1/classify", files=files)
+    assert several.json()["results"] == [one.json()] * 3
+    assert where == ["decode"] * 3
 
 
 def test_many_pictures_get_answers_in_order_and_problems_in_their_places() -> None:

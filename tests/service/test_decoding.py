@@ -23,6 +23,7 @@ from service.bundle import Manifest, load_repository
 from service.decoding import pool as pool_module
 from service.decoding.pool import Bounds, DecoderPool, Isolation
 from service.errors import BadImage, ClientError, DecoderLost, NotReady, TooLarge, UnsupportedFormat
+from service.geometry import Size
 from service.images import ImageLimits, decode, is_ordinary
 from service.pictures import prepare
 from service.settings import DEMO_REPOSITORY, foreign_environment
@@ -145,6 +146,26 @@ def frames_of(data: bytes, **at: int) -> bytes:
         offset, size = {"depth": (0, 1), "height": (1, 2), "width": (3, 2)}[name]
         edited[start + offset : start + offset + size] = value.to_bytes(size)
     return bytes(edited)
+
+
+def test_what_is_small_is_decoded_at_once_and_nothing_else_is(
+    open_pool: Open, manifest: Manifest
+) -> None:
+    pool = open_pool(command=NO_DECODER)
+    picture = pool.prepare_small(JPEG, manifest)
+    assert picture is not None
+    assert np.array_equal(picture.pixels, prepare(JPEG, manifest, LIMITS).pixels)
+    large, slow = (
+        encoded(drawn(side=520), "JPEG"),
+        encoded(drawn(side=512), "JPEG", progressive=True),
+    )
+    assert is_ordinary(large)
+    assert is_ordinary(slow)
+    assert [pool.prepare_small(data, manifest) for data in (PNG, large, slow)] == [None] * 3
+    assert open_pool("all").prepare_small(JPEG, manifest) is None
+    graph = manifest.graphs[0].model_copy(update={"canvas": Size(height=1024, width=1024)})
+    vast = manifest.model_copy(update={"graphs": [graph]})
+    assert pool.prepare_small(JPEG, vast) is None
 
 
 @pytest.mark.parametrize(
