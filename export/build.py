@@ -1,7 +1,7 @@
 """From a checkpoint to a bundle: load, trace, prove, write."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -38,6 +38,7 @@ from export.repository import (
     unfinished_version,
 )
 from export.to_onnx import save, signature, trace
+from export.typed import Typed, samples
 from models.checkpoints import (
     Checkpoint,
     Loaded,
@@ -52,6 +53,8 @@ from service.errors import StartError
 from service.geometry import Size
 
 Canvas = tuple[int, int]
+
+SAMPLINGS: tuple[bundle.Sampling, ...] = ("gather", "grid_sample", "plugin")
 
 # The processor that transformers takes for a model type whose file names none.
 _PROCESSORS = {
@@ -75,6 +78,8 @@ class _Head:
     kind: bundle.GraphKind
     module: nn.Module
     examples: dict[str, torch.Tensor]
+    precision: bundle.Precision = "fp32"
+    sampling: bundle.Sampling | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ def export_bundle(
     version: str | None = None,
     canvases: Sequence[Canvas] | None = None,
     precisions: Sequence[bundle.Precision] | None = None,
+    engines: Sequence[bundle.Precision] = (),
     wishes: Wishes | None = None,
     accuracy: Sequence[bundle.Accuracy] = (),
     note: str | None = None,
@@ -108,11 +114,13 @@ def export_bundle(
 
     ``canvases`` are (height, width), the default first; without them the checkpoint's own, or where
     its pictures are padded those of ``padded_canvases``. ``precisions`` named have to pass; without
-    them bf16 is kept where it passes. ``wishes`` narrow what the model could do, and say how its
-    answers are made. ``images`` is a folder of pictures to prove on besides the sample scenes.
-    ``preprocessor`` stands in for the checkpoint's preprocessor_config.json. ``fast_pixels`` allows
-    that pictures are resized in less time and, unless ``jpeg_scale`` is None, that large JPEGs are
-    decoded at a fraction, see ``bundle.Decoding``; that has to pass, too.
+    them bf16 is kept where it passes. ``engines`` are those of graphs that TensorRT engines can be
+    built from (see ``export.to_tensorrt``), which have their own proof. ``wishes`` narrow what the
+    model could do, and say how its answers are made. ``images`` is a folder of pictures to prove on
+    besides the sample scenes. ``preprocessor`` stands in for the checkpoint's
+    preprocessor_config.json. ``fast_pixels`` allows that pictures are resized in less time and,
+    unless ``jpeg_scale`` is None, that large JPEGs are decoded at a fraction, see
+    ``bundle.Decoding``; that has to pass, too.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or is not supported.
@@ -133,10 +141,10 @@ def export_bundle(
         for size in sizes:
             progress.step(f"loading the weights for {size[0]}x{size[1]}")
             loaded = load_model(checkpoint, size)
-            views.append(_view(loaded, size, processing, wishes, first=not views))
+            views.append(_view(loaded, size, processing, wishes, engines, first=not views))
         loaded = views[0].loaded
         macs = count_macs(loaded.model, *_network_inputs(loaded.model, sizes[0]))
-        subjects = _write_graphs(folder, views, progress)
+        graphs, subjects = _write_graphs(folder, views, progress)
         parity = prove(
             folder,
             subjects,
@@ -154,7 +162,7 @@ def export_bundle(
             family=loaded.family,
             tasks=offered,
             geometry=processing.geometry,
-            graphs=[subject.graph for subject in subjects],
+            graphs=graphs,
             files=describe_files(folder),
             labels=labels_of(loaded, wishes),
             activation=loaded.activation,
@@ -175,7 +183,12 @@ def export_bundle(
 
 
 def _view(
-    loaded: Loaded, size: Canvas, processing: Preprocessing, wishes: Wishes, first: bool
+    loaded: Loaded,
+    size: Canvas,
+    processing: Preprocessing,
+    wishes: Wishes,
+    engines: Sequence[bundle.Precision],
+    first: bool,
 ) -> _View:
     entry = Entry(
         processing.scale, processing.mean, processing.std, flip_channels=processing.flip_channels
@@ -189,25 +202,53 @@ def _view(
         explain = Explain(entry, loaded.model, loaded.activation or "softmax")
         examples = explain_examples(loaded, canvas, padded)
         heads[f"explain{suffix}.onnx"] = _Head("explain", explain, examples)
+    for precision, form in _typed_variants(loaded.model, engines):
+        head = serving_head(loaded, entry, canvas, wishes)
+        head.model = Typed(loaded.model, precision, form)
+        named = "-".join(["engine", precision, *([form] if form else [])])
+        examples = serving_examples(head, canvas, padded)
+        heads[f"{named}{suffix}.onnx"] = _Head("engine", head, examples, precision, form)
     return _View(canvas, loaded, heads)
 
 
-def _write_graphs(folder: Path, views: list[_View], progress: Progress) -> list[Subject]:
-    """Trace every head of every canvas; all share one file of weights."""
+def _typed_variants(
+    model: nn.Module, engines: Sequence[bundle.Precision]
+) -> Iterator[tuple[bundle.Precision, bundle.Sampling | None]]:
+    """Precisions, and for networks with deformable attention every form of it: which is right and
+    fast is found out on the device.
+    """
+    for precision in dict.fromkeys(engines):
+        for form in SAMPLINGS if samples(model) else (None,):
+            yield precision, form
+
+
+def _write_graphs(
+    folder: Path, views: list[_View], progress: Progress
+) -> tuple[list[bundle.Graph], list[Subject]]:
+    """Trace every head of every canvas; all share one file of weights. The second are those that
+    have to be proven, with their modules.
+    """
     traced: dict[str, ir.Model] = {}
-    subjects = []
+    graphs, subjects = [], []
     for view in views:
         for file, head in view.heads.items():
             progress.step(f"tracing {file}")
             model = trace(head.module, head.examples)
             traced[file] = model
             graph = bundle.Graph(
-                file=file, kind=head.kind, canvas=view.canvas, precision="fp32", **signature(model)
+                file=file,
+                kind=head.kind,
+                canvas=view.canvas,
+                precision=head.precision,
+                sampling=head.sampling,
+                **signature(model),
             )
-            subjects.append(Subject(graph, head.module))
+            graphs.append(graph)
+            if head.kind != "engine":
+                subjects.append(Subject(graph, head.module))
     progress.step("writing the graphs")
     save(traced, folder)
-    return subjects
+    return graphs, subjects
 
 
 def _network_inputs(model: nn.Module, canvas: Canvas) -> tuple[torch.Tensor, ...]:

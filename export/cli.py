@@ -18,10 +18,12 @@ from export.build import export_bundle
 from export.decoding import JPEG_SCALE, allow_fast, keep_exact
 from export.plan import Wishes
 from export.quantize import add_int8
+from export.to_tensorrt import build_engines
 from models.checkpoints import CheckpointError
 from service.bundle import Bundle, Decoding, Mode, Parity, Precision, Task
 from service.errors import ServiceError
 from service.geometry import Size
+from service.worker.runtimes.cache import CompiledCache
 
 _SCALE = "--jpeg-scale"
 
@@ -32,6 +34,14 @@ class PrecisionWish(StrEnum):
     AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
+
+
+class EngineWish(StrEnum):
+    """What ``--engine`` takes."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
 
 
 class TaskWish(StrEnum):
@@ -91,6 +101,10 @@ def export(
     precision: Annotated[
         list[PrecisionWish] | None,
         typer.Option(help="Arithmetic that has to pass; auto keeps bf16 where it passes"),
+    ] = None,
+    engine: Annotated[
+        list[EngineWish] | None,
+        typer.Option(help="Also write graphs that saccade build makes TensorRT engines of"),
     ] = None,
     task: Annotated[
         list[TaskWish] | None,
@@ -163,6 +177,7 @@ def export(
                 version=version,
                 canvases=[(size.height, size.width) for size in canvas or []],
                 precisions=cast(list[Precision], precisions),
+                engines=cast(list[Precision], [kind.value for kind in engine or []]),
                 wishes=Wishes(
                     profile=profile.value,
                     tasks=cast(list[Task], [kind.value for kind in task or []]),
@@ -212,6 +227,10 @@ class Steps:
         """See ``Progress.step``."""
         self._finish()
         self._running = text, time.monotonic()
+        self._status.update(f"{text} ...")
+
+    def detail(self, text: str) -> None:
+        """How far the running step is."""
         self._status.update(f"{text} ...")
 
     def notice(self, text: str) -> None:
@@ -269,6 +288,56 @@ def quantize(bundle: Bundle, images: Path) -> None:
     for runtime, share in quantization.same_class.items():
         line = f"{runtime}: the same best class in {share:.2%} of the pictures, ties included"
         Console(soft_wrap=True, highlight=False).print(line)
+
+
+def build(
+    bundle: Bundle,
+    precision: Precision,
+    batches: list[int],
+    device: str,
+    images: Path | None,
+    cache: CompiledCache | None,
+) -> None:
+    """Build engines for a bundle, and show how near to the reference and how fast they are."""
+    console = Console(stderr=True)
+    with Steps(console) as steps:
+        bundle = build_engines(
+            bundle,
+            precision,
+            batches,
+            device=device,
+            images=images,
+            cache=cache,
+            progress=steps,
+            detail=steps.detail,
+        )
+    for notice in steps.notices:
+        console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    Console().print(engine_table(bundle, precision))
+
+
+def engine_table(bundle: Bundle, precision: Precision) -> Table:
+    """The figures of a bundle's engines in a precision, a row for each profile."""
+    names = ("canvas", "batches", "cosine", "agree", "batched", "ms", "images/s")
+    columns = [Column(name, overflow="fold") for name in names]
+    title = f"{precision} engines against ONNX Runtime fp32 on the CPU"
+    table = Table(*columns, box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for engine in bundle.manifest.engines:
+        if engine.precision != precision:
+            continue
+        for batches, parity in zip(engine.fingerprint.profiles, engine.parity, strict=True):
+            agreement = min(_shares(parity), default=None)
+            seconds = engine.seconds[str(batches)]
+            table.add_row(
+                str(engine.canvas),
+                str(batches),
+                f"{parity.cosine:.6f}",
+                "" if agreement is None else f"{agreement:.3f}",
+                "" if parity.batch_error is None else f"{parity.batch_error:.1e}",
+                f"{seconds * 1e3:.2f}",
+                f"{batches.best / seconds:.0f}",
+            )
+    return table
 
 
 def set_pixels(

@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import onnx_ir as ir
 import torch
+from onnxscript import values
 from torch import Tensor, nn
 
+import models.deformable  # noqa: F401  # which registers the operator that _plugin stands for
 from service import bundle
 
 OPSET = 18
@@ -19,6 +21,9 @@ OPSET = 18
 widely used parser reads as nearest-neighbour sampling without a warning; Gelu, which 20 brought,
 the runtimes find by its pattern."""
 WEIGHTS = "weights.bin"
+PLUGIN = "MultiscaleDeformableAttnPlugin_TRT"
+"""TensorRT's operator for deformable attention, of version 2."""
+PLUGIN_DOMAIN = "trt.plugins"
 
 _INLINE_BYTES = 256  # below: shapes, axes and scalars, which runtimes want inside the graph
 _ALIGNMENT_BYTES = 64
@@ -57,6 +62,7 @@ def trace(head: nn.Module, inputs: Mapping[str, Tensor]) -> ir.Model:
             opset_version=OPSET,
             dynamo=True,
             dynamic_shapes={name: {0: batch} for name in inputs},
+            custom_translation_table={torch.ops.saccade.fused_sample.default: _plugin},
             verbose=False,
         )
     assert program is not None
@@ -80,9 +86,9 @@ def save(
 ) -> None:
     """Write the graphs, by file name, and one file of weights beside them.
 
-    Tensors of equal content are stored once, whether in one graph or in several, and not at all
-    where the graphs ``beside``, which lie in the same folder, have them in a file. Afterwards the
-    graphs in memory refer to the files.
+    Tensors of equal type and content are stored once, whether in one graph or in several, and not
+    at all where the graphs ``beside``, which lie in the same folder, have them in a file. Afterwards
+    the graphs in memory refer to the files.
     """
     places = _places(beside)
     with (folder / weights).open("wb") as file:
@@ -92,7 +98,7 @@ def save(
                 if tensor is None or tensor.nbytes < _INLINE_BYTES:
                     continue
                 content = tensor.tobytes()
-                key = hashlib.sha256(content).hexdigest()
+                key = _key(tensor.dtype, content)
                 if key not in places:
                     file.write(b"\0" * (-file.tell() % _ALIGNMENT_BYTES))
                     places[key] = weights, file.tell(), len(content)
@@ -111,6 +117,20 @@ def save(
         ir.save(model, folder / file_name)
 
 
+def _plugin(cells: Any, grids: Any, starts: Any, locations: Any, weights: Any) -> Any:
+    """``models.deformable.fused_sample`` as the node that TensorRT finds its plugin by."""
+    operators = values.Opset(PLUGIN_DOMAIN, 1)
+    node = values.Op(operators, PLUGIN)
+    return node(cells, grids, starts, locations, weights, plugin_version="2", plugin_namespace="")
+
+
+def _key(dtype: ir.DataType, content: bytes) -> str:
+    """Zeros are zeros in any type, but TensorRT refuses one place in a file that holds more numbers
+    for one tensor than for another.
+    """
+    return f"{dtype.name} {hashlib.sha256(content).hexdigest()}"
+
+
 def _places(graphs: Iterable[ir.Model]) -> dict[str, tuple[str, int, int]]:
     """File, offset and length of what graphs keep in files, by the digest of the content."""
     found = {}
@@ -118,7 +138,7 @@ def _places(graphs: Iterable[ir.Model]) -> dict[str, tuple[str, int, int]]:
         for value in model.graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor):
-                key = hashlib.sha256(tensor.tobytes()).hexdigest()
+                key = _key(tensor.dtype, tensor.tobytes())
                 found[key] = str(tensor.location), tensor.offset or 0, tensor.nbytes
     return found
 

@@ -23,7 +23,8 @@ FP32_COSINE_LIMIT = 0.9999
 # In fp32 what is near a tie may turn over, and between the queries of random weights much is.
 FP32_AGREEMENT_LIMIT = 0.9
 REDUCED_AGREEMENT_LIMIT = 0.98
-# 8 bits change every picture a little: what counts is what a user gets.
+# 8 bits, of int8 and of fp8, change every picture a little: what counts is what a user gets.
+EIGHT_BITS = ("int8", "fp8")
 INT8_COSINE_LIMIT = 0.99
 STRUCTURED_INT8_COSINE_LIMIT = 0.95
 INT8_TOP1_LIMIT = 0.99
@@ -157,7 +158,7 @@ def objections(parity: Parity) -> list[str]:
 
 
 def _reduced_cosine_limit(precision: Precision, structured: bool) -> float:
-    if precision == "int8":
+    if precision in EIGHT_BITS:
         return STRUCTURED_INT8_COSINE_LIMIT if structured else INT8_COSINE_LIMIT
     return STRUCTURED_COSINE_LIMIT if structured else COSINE_LIMIT
 
@@ -183,7 +184,7 @@ def _low_agreement(parity: Parity) -> list[str]:
     agreements = {
         "top-1 agreement beyond ties": (
             parity.top1_agreement,
-            INT8_TOP1_LIMIT if parity.precision == "int8" else 1.0,
+            INT8_TOP1_LIMIT if parity.precision in EIGHT_BITS else 1.0,
         ),
         "share of boxes that agree": (parity.box_agreement, limit),
         "share of pixels that agree": (parity.mask_agreement, limit),

@@ -50,10 +50,16 @@ OpenVINO's fp32 a few hundredths faster than ONNX Runtime's.
 ON_REQUEST = (Choice("openvino", "int8"), Choice("onnxruntime", "int8"))
 """What serves only where its precision is asked for by name, the fastest first."""
 
-ON_GPUS = (Choice("onnxruntime", "fp32", "cuda"),)
-"""What serves on a GPU, the fastest first."""
+ON_GPUS = (
+    Choice("tensorrt", "bf16", "cuda"),
+    Choice("tensorrt", "fp16", "cuda"),
+    Choice("tensorrt", "fp32", "cuda"),
+    Choice("onnxruntime", "fp32", "cuda"),
+)
+"""What serves on a GPU, the fastest first; TensorRT where ``saccade build`` made engines."""
 
 ON_GPUS_ON_REQUEST = (
+    Choice("tensorrt", "fp8", "cuda"),
     Choice("onnxruntime", "bf16", "cuda"),
     Choice("onnxruntime", "fp16", "cuda"),
 )
@@ -67,12 +73,17 @@ _CLASSES = {
     ("onnxruntime", False): ("onnx", "OnnxRuntime"),
     ("onnxruntime", True): ("onnx_cuda", "OnnxCuda"),
     ("openvino", False): ("openvino", "OpenVino"),
+    ("tensorrt", True): ("tensorrt", ""),  # see open_engine
 }
 """Module and class by library, and whether it is for GPUs."""
 
 
 def candidates(
-    bundle: Bundle, device: str = "auto", precision: str = "auto", runtime: str = "auto"
+    bundle: Bundle,
+    device: str = "auto",
+    precision: str = "auto",
+    runtime: str = "auto",
+    rebuild: bool = False,
 ) -> list[Choice]:
     """What may serve the bundle here, the fastest first; never empty.
 
@@ -80,7 +91,8 @@ def candidates(
     machine can do it, and the bundle's exporter measured it and let it pass. Without a wish for a
     precision, fp32 comes first where vectors are all that the model answers with: no margin
     between classes swallows the rounding of bf16 there. int8 is never chosen without the wish.
-    All are on one device: the first, where ``device`` names several.
+    All are on one device: the first, where ``device`` names several. ``rebuild`` is leave to build
+    TensorRT engines that are not there when they are opened.
 
     Raises:
         BadSettings: wishes that nothing here can meet.
@@ -98,7 +110,7 @@ def candidates(
     if not wanted:
         there = "; ".join(str(choice) for choice in always + on_request)
         raise BadSettings(f"nothing runs with {named}; choose among: {there}")
-    obstacles = {choice: obstacle(bundle, choice) for choice in wanted}
+    obstacles = {choice: obstacle(bundle, choice, rebuild) for choice in wanted}
     found = [choice for choice, why in obstacles.items() if why is None]
     reasons = "; ".join(f"{choice}: {why}" for choice, why in obstacles.items() if why)
     if not found:
@@ -139,18 +151,30 @@ def open_runtime(
     threads: int = 0,
     cache: CompiledCache | None = None,
     streams: int = 1,
+    rebuild: bool = False,
+    report: Callable[[str], None] = _log.info,
 ) -> Runtime:
     """Compile one graph of the bundle and check it against the manifest; on a GPU also what it
     computes, against the same on the CPU.
 
     Explain graphs compute in fp32, whatever serves. Without ``threads`` the library takes every
-    core that this process may use.
+    core that this process may use. ``rebuild`` as for ``candidates``; ``report`` hears how far that
+    is.
 
     Raises:
         BadBundle: there is no such graph, or the file does not hold what the manifest says.
         BadSettings: the machine cannot do it, or does it wrongly.
         StartError: the library is not installed.
     """
+    if choice.runtime == "tensorrt" and graph_kind == "serve":
+        from service.worker.runtimes.tensorrt.opening import open_engine
+        from service.worker.runtimes.tensorrt.proving import workshop
+
+        tools = workshop(choice.device, cache)
+        return open_engine(bundle, canvas, choice.precision, tools, rebuild, cache, report)
+    if choice.runtime == "tensorrt":  # no engines are made of explain graphs
+        beside = Choice("onnxruntime", "fp32", choice.device)
+        choice = beside if supports(beside) is None else _REFERENCE
     precision = "fp32" if graph_kind == "explain" else choice.precision
     graph = bundle.manifest.graph(graph_kind, canvas, precision)  # type: ignore[arg-type]
     if graph is None:
@@ -201,11 +225,15 @@ def supports(choice: Choice) -> str | None:
     return None
 
 
-def obstacle(bundle: Bundle, choice: Choice) -> str | None:
+def obstacle(bundle: Bundle, choice: Choice, rebuild: bool = False) -> str | None:
     """Why a choice cannot serve a bundle here, as a clause; None if it can."""
     unsupported = supports(choice)
     if unsupported:
         return unsupported
+    if choice.runtime == "tensorrt":
+        from service.worker.runtimes.tensorrt.opening import no_engine
+
+        return no_engine(bundle, choice.precision, choice.device, rebuild)
     if choice.on_gpu:  # proven when it is opened, on the device itself
         return None
     if not bundle.manifest.proven(choice.runtime, choice.precision):

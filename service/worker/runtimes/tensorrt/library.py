@@ -1,0 +1,122 @@
+"""TensorRT, or TensorRT for RTX where that is installed instead; both have the same interface."""
+
+import functools
+import warnings
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from typing import Any, Literal, NamedTuple
+
+from service.devices import gpus
+from service.engines import Machine
+from service.errors import BadSettings, StartError
+
+
+class Library(NamedTuple):
+    """The module, and what it is."""
+
+    trt: Any
+    name: Literal["tensorrt", "tensorrt_rtx"]
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@functools.cache
+def load() -> Library:
+    """The library, whichever can be imported.
+
+    Raises:
+        StartError: none can, or what is installed lacks its own libraries.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            try:
+                import tensorrt as trt  # type: ignore[import-not-found, unused-ignore]
+
+                return Library(trt, "tensorrt", trt.__version__)
+            except ModuleNotFoundError as error:
+                if error.name != "tensorrt":
+                    raise
+                import tensorrt_rtx as trt
+
+                return Library(trt, "tensorrt_rtx", trt.__version__)
+        except ModuleNotFoundError as error:
+            if error.name not in ("tensorrt", "tensorrt_rtx"):
+                raise StartError(_broken(error)) from error
+            raise StartError(
+                "tensorrt is not installed; install it with: pip install tensorrt-cu13"
+            ) from None
+        except (ImportError, OSError) as error:  # a library that the module is bound to
+            raise StartError(_broken(error)) from error
+
+
+def fault(device: str = "cuda") -> str | None:
+    """Why no engine can run on a device here, as a clause; None if it can."""
+    try:
+        load()
+    except StartError as error:
+        return str(error)
+    found = gpus()
+    if found.fault is not None:
+        return found.fault
+    known = [gpu.device for gpu in found.found]
+    return None if device in ("cuda", *known) else f"there is no {device}, only {', '.join(known)}"
+
+
+def machine(device: str = "cuda") -> Machine:
+    """The library and the device that engines are built for here.
+
+    Raises:
+        StartError: there is no library.
+        BadSettings: there is no such device.
+    """
+    library = load()
+    why_not = fault(device)
+    if why_not is not None:
+        raise BadSettings(f"TensorRT cannot run on {device}: {why_not}")
+    gpu = gpus().found[index_of(device)]
+    major, minor = gpu.capability
+    return Machine(
+        library=library.name,
+        version=library.version,
+        gpu=gpu.name,
+        compute_capability=f"{major}.{minor}",
+        driver_major=driver_major(),
+    )
+
+
+def index_of(device: str) -> int:
+    """The number in ``cuda:1``; 0 of ``cuda``."""
+    return int(device.partition(":")[2] or 0)
+
+
+def driver_major(path: str = "/proc/driver/nvidia/version") -> int:
+    """The driver's own number (580 of 580.65.06), or the CUDA version that it brings."""
+    try:
+        with open(path) as file:  # noqa: PTH123
+            words = file.readline().split()
+    except OSError:
+        words = []
+    numbers = [word.partition(".")[0] for word in words if word[:1].isdigit() and "." in word]
+    if numbers:
+        return int(numbers[0])
+    from service.worker.runtimes.tensorrt.cuda import Driver
+
+    return Driver().version() // 1000
+
+
+def versions() -> dict[str, str]:
+    """Of everything that an engine depends on and that pip knows."""
+    found = {}
+    for package in ("tensorrt", "tensorrt_rtx", "nvidia-modelopt"):
+        try:
+            found[package] = installed_version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _broken(error: Exception) -> str:
+    return f"tensorrt is installed but cannot be loaded ({error}); install it again"

@@ -1,0 +1,168 @@
+"""Batches on a GPU: copied in, run and copied out in streams of their own, so that of three
+consecutive ones each can be doing one of these.
+"""
+
+import ctypes
+import logging
+import queue
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.engines import BatchRange
+from service.worker.runtimes.base import Arrays
+from service.worker.runtimes.buckets import LANES, Bucket, Layout, bucket_for, cut, layout, sizes
+from service.worker.runtimes.tensorrt.cuda import Context, CudaError, Pinned
+from service.worker.runtimes.tensorrt.plans import Engine, Enqueue, check_profiles, size_of
+
+_log = logging.getLogger(__name__)
+
+
+class TensorRt:
+    """A plan on one device.
+
+    ``ranges`` are the batches that its profiles take. Pictures are filled up to the next batch of a
+    short list (see ``bucket_for``); every such batch of every lane has its buffers, its context and
+    its CUDA graph from the start on, so that no request waits for one to be made.
+
+    Raises:
+        BadBundle: the plan does not take the batches that the manifest says.
+        CudaError: the device has no memory for that.
+    """
+
+    name = "tensorrt"
+    threads = 1
+
+    def __init__(
+        self,
+        engine: Engine,
+        context: Context,
+        ranges: Sequence[BatchRange],
+        precision: str,
+        device: str,
+        lanes: int = LANES,
+    ) -> None:
+        check_profiles(engine, ranges)
+        self.precision, self.device, self.streams = precision, device, lanes
+        self.inputs, self.outputs = engine.inputs, engine.outputs
+        self.ranges = list(ranges)
+        self.most = max(one.most for one in ranges)
+        self.captured = 0
+        self._context = context
+        self._order = threading.Lock()
+        context.enter()
+        self._in, self._run, self._out = (context.stream() for _ in range(3))
+        scratch = context.device_memory(engine.scratch_bytes)  # one batch runs at a time
+        self._idle: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        for _ in range(lanes):
+            lane = _Lane(engine, context, self.most)
+            for batches in ranges:
+                for size in sizes(batches):
+                    bucket = bucket_for(ranges, size)
+                    self.captured += lane.prepare(engine, bucket, scratch, self._run)
+            self._idle.put(lane)
+        _log.info("%d of the engine's batches are CUDA graphs", self.captured)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """See ``Runtime.run``; more pictures than the largest batch are run one batch after
+        another.
+        """
+        count = len(next(iter(inputs.values())))
+        parts, start = [], 0
+        for size in cut(self.ranges, count):
+            rows = {name: array[start : start + size] for name, array in inputs.items()}
+            parts.append(self._run_batch(rows, size))
+            start += size
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+
+    def _run_batch(self, inputs: Arrays, count: int) -> Arrays:
+        self._context.enter()
+        bucket = bucket_for(self.ranges, count)
+        lane = self._idle.get()
+        try:
+            lane.fill(inputs, bucket.batch)
+            lane.copy_in(self._in, bucket.batch)
+            with self._order:  # what enters the middle stream comes out in the same order
+                lane.run(self._run, bucket)
+            lane.copy_out(self._out, bucket.batch)
+            return lane.answer(count, bucket.batch)
+        finally:
+            self._idle.put(lane)
+
+
+class _Lane:
+    """The buffers of a batch that is under way, and how it is run at each size."""
+
+    def __init__(self, engine: Engine, context: Context, most: int) -> None:
+        self._context = context
+        self._signatures = engine.inputs, engine.outputs
+        largest = [layout(side, most) for side in self._signatures]
+        self._hosts: list[Pinned] = [context.host_memory(one.size_bytes) for one in largest]
+        self._devices = [context.device_memory(one.size_bytes) for one in largest]
+        self._copied, self._ran, self._done = (context.event() for _ in range(3))
+        self._layouts: dict[int, tuple[Layout, Layout]] = {}
+        self._enqueue: dict[int, Enqueue] = {}
+
+    def prepare(
+        self, engine: Engine, bucket: Bucket, scratch: int, stream: ctypes.c_void_p
+    ) -> bool:
+        """Make all that a batch size takes, with a run to warm it; whether it is a CUDA graph."""
+        inputs, outputs = (layout(side, bucket.batch) for side in self._signatures)
+        self._layouts[bucket.batch] = inputs, outputs
+        addresses = {
+            name: base + place.offset
+            for base, one in zip(self._devices, (inputs, outputs), strict=True)
+            for name, place in one.places.items()
+        }
+        enqueue = engine.prepare(bucket, addresses, scratch, stream)
+        self.copy_in(stream, bucket.batch)  # zeros, rather than what lay there
+        enqueue(stream)  # outside of the capture, as the library asks
+        try:
+            graph = self._context.captured(stream, enqueue)
+        except (CudaError, RuntimeError) as error:
+            _log.info("batches of %d are run without a CUDA graph: %s", bucket.batch, error)
+            self._enqueue[bucket.batch] = enqueue
+            return False
+        self._enqueue[bucket.batch] = lambda stream: self._context.replay(graph, stream)
+        return True
+
+    def fill(self, inputs: Arrays, batch: int) -> None:
+        """Write the pictures into pinned memory; rows beyond them keep what they held, and nobody
+        sees what becomes of those.
+        """
+        for name, place in self._layouts[batch][0].places.items():
+            dtype, _ = signature = self._signatures[0][name]
+            target = self._hosts[0].view(place.offset, dtype, size_of(signature, batch))
+            target[: len(inputs[name])] = inputs[name]
+
+    def copy_in(self, stream: ctypes.c_void_p, batch: int) -> None:
+        """All inputs in one copy."""
+        size = self._layouts[batch][0].size_bytes
+        self._context.copy_in(self._devices[0], self._hosts[0].address, size, stream)
+        self._context.record(self._copied, stream)
+
+    def run(self, stream: ctypes.c_void_p, bucket: Bucket) -> None:
+        """Once the inputs are there."""
+        self._context.wait_in(stream, self._copied)
+        self._enqueue[bucket.batch](stream)
+        self._context.record(self._ran, stream)
+
+    def copy_out(self, stream: ctypes.c_void_p, batch: int) -> None:
+        """All outputs in one copy, once they are there."""
+        self._context.wait_in(stream, self._ran)
+        size = self._layouts[batch][1].size_bytes
+        self._context.copy_out(self._hosts[1].address, self._devices[1], size, stream)
+        self._context.record(self._done, stream)
+
+    def answer(self, count: int, batch: int) -> Arrays:
+        """Wait for the outputs, and take those of the first ``count`` pictures."""
+        self._context.wait_for(self._done)
+        found = {}
+        for name, place in self._layouts[batch][1].places.items():
+            dtype, _ = signature = self._signatures[1][name]
+            rows = self._hosts[1].view(place.offset, dtype, size_of(signature, batch))
+            found[name] = rows[:count].copy()
+        return found
