@@ -54,6 +54,7 @@ VARIANTS = (
         parameters=47_435_264,
         macs=233_984_258_176,
         hub_ids=("facebook/mask2former-swin-tiny-coco-panoptic",),
+        published={"PQ": 53.2, "mask AP": 43.3, "mIoU": 63.2},
     ),
     Variant(
         "mask2former-swin-s",
@@ -62,6 +63,7 @@ VARIANTS = (
         parameters=68_753_168,
         macs=316_704_346_240,
         hub_ids=("facebook/mask2former-swin-small-coco-panoptic",),
+        published={"PQ": 54.6, "mask AP": 44.7, "mIoU": 64.2},
     ),
     Variant(
         "mask2former-swin-b",
@@ -70,6 +72,7 @@ VARIANTS = (
         parameters=106_917_822,
         macs=460_549_908_480,
         hub_ids=("facebook/mask2former-swin-base-coco-panoptic",),
+        published={"PQ": 55.1, "mask AP": 45.2, "mIoU": 65.1},
     ),
     Variant(
         "mask2former-swin-l",

@@ -64,6 +64,7 @@ VARIANTS = (
         parameters=196_532_476,
         macs=34_475_759_616,
         hub_ids=("microsoft/swin-large-patch4-window7-224",),
+        top1={"ImageNet-22k": 86.3},
     ),
     Variant(
         "swin-l-384",
@@ -81,6 +82,7 @@ VARIANTS = (
         parameters=28_351_570,
         macs=5_939_690_496,
         hub_ids=("microsoft/swinv2-tiny-patch4-window8-256",),
+        top1={"ImageNet-1k": 81.8},
     ),
     Variant(
         "swinv2-t-256-window16",
@@ -89,6 +91,7 @@ VARIANTS = (
         parameters=28_351_570,
         macs=6_660_619_264,
         hub_ids=("microsoft/swinv2-tiny-patch4-window16-256",),
+        top1={"ImageNet-1k": 82.8},
     ),
     Variant(
         "swinv2-s-256-window8",
@@ -97,6 +100,7 @@ VARIANTS = (
         parameters=49_737_442,
         macs=11_545_857_024,
         hub_ids=("microsoft/swinv2-small-patch4-window8-256",),
+        top1={"ImageNet-1k": 83.7},
     ),
     Variant(
         "swinv2-s-256-window16",
@@ -105,6 +109,7 @@ VARIANTS = (
         parameters=49_737_442,
         macs=12_783_078_400,
         hub_ids=("microsoft/swinv2-small-patch4-window16-256",),
+        top1={"ImageNet-1k": 84.1},
     ),
     Variant(
         "swinv2-b-256-window8",
@@ -113,6 +118,7 @@ VARIANTS = (
         parameters=87_930_848,
         macs=20_325_134_336,
         hub_ids=("microsoft/swinv2-base-patch4-window8-256",),
+        top1={"ImageNet-1k": 84.2},
     ),
     Variant(
         "swinv2-b-256-window16",
@@ -121,6 +127,7 @@ VARIANTS = (
         parameters=87_930_848,
         macs=21_969_235_968,
         hub_ids=("microsoft/swinv2-base-patch4-window16-256",),
+        top1={"ImageNet-1k": 84.6},
     ),
     Variant(
         "swinv2-b-256-from-192",
@@ -129,6 +136,7 @@ VARIANTS = (
         parameters=87_930_848,
         macs=21_969_235_968,
         hub_ids=("microsoft/swinv2-base-patch4-window12to16-192to256-22kto1k-ft",),
+        top1={"ImageNet-22k": 86.2},
     ),
     Variant(
         "swinv2-b-384",
@@ -146,6 +154,7 @@ VARIANTS = (
         parameters=196_757_980,
         macs=47_740_303_360,
         hub_ids=("microsoft/swinv2-large-patch4-window12to16-192to256-22kto1k-ft",),
+        top1={"ImageNet-22k": 86.9},
     ),
     Variant(
         "swinv2-l-384",

@@ -182,6 +182,7 @@ VARIANTS = (
         replace(VIT_B16, pool="mean"),
         parameters=86_567_656,
         macs=17_563_828_224,
+        top1={"ImageNet-1k": 83.664},
     ),
     Variant(
         "mae-l16-224",
@@ -189,6 +190,7 @@ VARIANTS = (
         replace(VIT_L16, pool="mean"),
         parameters=304_326_632,
         macs=61_554_712_576,
+        top1={"ImageNet-1k": 85.952},
     ),
     Variant(
         "mae-h14-224",
@@ -196,6 +198,7 @@ VARIANTS = (
         replace(VIT_H14, pool="mean"),
         parameters=632_045_800,
         macs=167_295_109_120,
+        top1={"ImageNet-1k": 86.928},
     ),
     Variant(
         "dino-s16",
@@ -263,6 +266,7 @@ VARIANTS = (
         parameters=22_825_192,
         macs=46_697_507_328,
         hub_ids=("facebook/dinov2-small-imagenet1k-1-layer",),
+        top1={"linear": 81.1},
     ),
     Variant(
         "dinov2-b14",
@@ -282,6 +286,7 @@ VARIANTS = (
         parameters=88_116_712,
         macs=151_575_254_016,
         hub_ids=("facebook/dinov2-base-imagenet1k-1-layer",),
+        top1={"linear": 84.5},
     ),
     Variant(
         "dinov2-l14",
@@ -301,6 +306,7 @@ VARIANTS = (
         parameters=306_416_616,
         macs=506_805_874_688,
         hub_ids=("facebook/dinov2-large-imagenet1k-1-layer",),
+        top1={"linear": 86.3},
     ),
     Variant(
         "dinov2-g14",
@@ -320,6 +326,7 @@ VARIANTS = (
         parameters=1_139_552_232,
         macs=1_783_346_030_592,
         hub_ids=("facebook/dinov2-giant-imagenet1k-1-layer",),
+        top1={"linear": 86.5},
     ),
     Variant(
         "dinov2-s14-registers",
@@ -339,6 +346,7 @@ VARIANTS = (
         parameters=22_826_728,
         macs=46_883_596_800,
         hub_ids=("facebook/dinov2-with-registers-small-imagenet1k-1-layer",),
+        top1={"linear": 80.9},
     ),
     Variant(
         "dinov2-b14-registers",
@@ -358,6 +366,7 @@ VARIANTS = (
         parameters=88_119_784,
         macs=152_117_302_272,
         hub_ids=("facebook/dinov2-with-registers-base-imagenet1k-1-layer",),
+        top1={"linear": 84.6},
     ),
     Variant(
         "dinov2-l14-registers",
@@ -377,6 +386,7 @@ VARIANTS = (
         parameters=306_420_712,
         macs=508_553_326_592,
         hub_ids=("facebook/dinov2-with-registers-large-imagenet1k-1-layer",),
+        top1={"linear": 86.7},
     ),
     Variant(
         "dinov2-g14-registers",
@@ -396,5 +406,6 @@ VARIANTS = (
         parameters=1_139_558_376,
         macs=1_789_224_609_792,
         hub_ids=("facebook/dinov2-with-registers-giant-imagenet1k-1-layer",),
+        top1={"linear": 87.1},
     ),
 )

@@ -49,6 +49,17 @@ ACCURACY = {
     "dino-s8": {"linear": 79.7},
     "dino-b16": {"linear": 78.2},
     "dino-b8": {"linear": 80.1},
+    "mae-b16-224": {"ImageNet-1k": 83.664},
+    "mae-l16-224": {"ImageNet-1k": 85.952},
+    "mae-h14-224": {"ImageNet-1k": 86.928},
+    "dinov2-s14-linear": {"linear": 81.1},
+    "dinov2-b14-linear": {"linear": 84.5},
+    "dinov2-l14-linear": {"linear": 86.3},
+    "dinov2-g14-linear": {"linear": 86.5},
+    "dinov2-s14-registers-linear": {"linear": 80.9},
+    "dinov2-b14-registers-linear": {"linear": 84.6},
+    "dinov2-l14-registers-linear": {"linear": 86.7},
+    "dinov2-g14-registers-linear": {"linear": 87.1},
 }
 
 

@@ -46,6 +46,9 @@ QUALITY = {
     "maskformer-swin-l-ade20k": (54.1, 55.6),
     "mask2former-r50": (51.9, 57.7, 43.0, 41.7, 61.7),
     "mask2former-r101": (52.6, 58.5, 43.7, 42.6, 62.4),
+    "mask2former-swin-t": (53.2, 43.3, 63.2),
+    "mask2former-swin-s": (54.6, 44.7, 64.2),
+    "mask2former-swin-b": (55.1, 45.2, 65.1),
     "mask2former-swin-l": (57.8, 64.2, 48.1, 48.6, 67.4),
 }
 
