@@ -113,7 +113,8 @@ def find_remotes(files: Files, scheme: str, folder: str) -> list[FolderRemote]:
     """
     place = folder if scheme == "file" else f"{scheme}://{folder}"
     found = [PurePosixPath(path).parent for path in _do(place, files.manifests, folder)]
-    depths = [len(version.relative_to(folder).parts) for version in found]
+    own = len(folder.strip("/").split("/"))
+    depths = [len(str(version).strip("/").split("/")) - own for version in found]
     nearest = min((depth for depth in depths if depth <= DEEPEST), default=None)
     if nearest is None:
         raise TransferFailed(
