@@ -1,6 +1,6 @@
 """Rewrites a list of the exact versions of everything that an image installs.
 
-``python deploy/pin.py`` in an environment where ``pip install -e '.[cpu]'`` and the tests have run:
+``python deploy/pin.py`` in an environment where ``pip install -e '.[cpu,pull]'`` and the tests have run:
 what is pinned is what was tested. ``python deploy/pin.py gpu`` and ``export`` write the lists of
 the other images, where those extras are installed. A list is complete: an image installs it with
 ``pip install --no-deps --requirement``.
@@ -21,6 +21,8 @@ FILES = {
     "export": "constraints-export.txt",
 }
 """By extra, which is also the name of the image."""
+IN_EVERY_IMAGE = "pull"
+"""What containers fetch and send models with."""
 HEADER = (
     "# What the {extra} image installs, in the versions that were tested.\n"
     "# Written by deploy/pin.py; change pyproject.toml, install, test, and run that.\n"
@@ -36,10 +38,11 @@ def main() -> None:
 
 
 def dependencies(extra: str) -> list[Requirement]:
-    """What pyproject.toml asks for, with one of its extras."""
+    """What pyproject.toml asks for, with one of its extras and what every image has."""
     pyproject = Path(__file__).parents[1] / "pyproject.toml"
     project = tomllib.loads(pyproject.read_text())["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"][extra]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras[extra], *extras[IN_EVERY_IMAGE]]
     return [Requirement(line) for line in lines]
 
 

@@ -52,7 +52,7 @@ class Fake:
                 raise Interrupted("the line broke")
 
 
-def fake(piece: int | None = None, **changes: Any) -> Fake:
+def fake(piece: int | None = None, /, **changes: Any) -> Fake:
     files = {path.rpartition("/")[2]: data for path, data in whole().items()}
     return Fake(
         {**files, **{name.replace("_", "."): data for name, data in changes.items()}}, piece
@@ -204,7 +204,7 @@ def test_a_bundle_that_does_not_fit_is_refused_before_its_first_byte(tmp_path: P
 
 
 def test_a_broken_download_goes_on_where_it_ended(tmp_path: Path) -> None:
-    remote = fake(piece=7)
+    remote = fake(7)
     fetch(remote, Wish(repository=tmp_path))
     assert [at for name, at in remote.asked if name == "model.onnx"] == [0, 7, 14]
     assert contents(tmp_path) == whole()
@@ -213,7 +213,7 @@ def test_a_broken_download_goes_on_where_it_ended(tmp_path: Path) -> None:
 def test_another_run_goes_on_from_what_the_cache_holds(tmp_path: Path) -> None:
     wish = Wish(repository=tmp_path / "near", cache=tmp_path / "blobs")
     with pytest.raises(TransferFailed, match=r"the line broke \(tried 4 times\)"):
-        fetch(fake(piece=3), wish)
+        fetch(fake(3), wish)
     assert contents(tmp_path / "near") == {}
     again = fake()
     fetch(again, wish)
@@ -260,7 +260,7 @@ def test_wrong_bytes_are_not_kept_in_the_cache(tmp_path: Path) -> None:
 
 
 def test_several_pulls_at_once_share_one_download_and_do_no_harm(tmp_path: Path) -> None:
-    remotes = [fake(piece=5) for _ in range(8)]
+    remotes = [fake(5) for _ in range(8)]
     for remote in remotes:
         remote.place = "the same place"
     wish = Wish(repository=tmp_path / "near", cache=tmp_path / "blobs")
