@@ -30,6 +30,7 @@ from service.predict.command import Plan
 from service.predict.journal import forget
 from service.settings import Settings
 
+MANIFEST_TIMEOUT_S = 30.0
 TASKS: dict[str, tuple[Task, ...]] = {
     "imagenet": ("classify",),
     "folder": ("classify",),
@@ -212,7 +213,7 @@ def _manifest(answerer: Answerer, task: Task | None, kind: str) -> dict[str, Any
             return find_bundle(repository, answerer.model).manifest.model_dump()
         manifests = [bundle.manifest.model_dump() for bundle in load_repository(repository)]
     else:
-        with Client(answerer.url, answerer.api_key) as client:
+        with Client(answerer.url, answerer.api_key, MANIFEST_TIMEOUT_S) as client:
             if answerer.model is not None:
                 found: dict[str, Any] = client.model(answerer.model)["manifest"]
                 return found

@@ -87,8 +87,9 @@ def rule_of(evaluated: Evaluated) -> str:
     task = evaluated.run.plan.task
     if task == "segment" and evaluated.run.dataset.kind == "coco":
         task = "detect"
-    shown = f" (of those with a score of at least {shown_from(evaluated):g})"
-    return RULES[task] + (shown if task == "detect" else "")
+    if task != "detect":
+        return RULES[task]
+    return f"{RULES[task]} (of those with a score of at least {shown_from(evaluated):g})"
 
 
 def shown_from(evaluated: Evaluated) -> float:

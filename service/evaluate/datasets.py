@@ -15,6 +15,14 @@ from service.evaluate.maps import Maps, open_maps
 from service.predict.sources import SUFFIXES, Source
 
 SAMPLE_SEED = 0
+LAYOUTS = {
+    "imagenet": "DIR/val/n01440764/*.JPEG, a folder for each synset, or Kaggle's download",
+    "coco": "DIR/annotations/instances_val2017.json and DIR/val2017/*.jpg",
+    "coco-panoptic": "as coco with panoptic_val2017.json, and its PNGs in a folder beside it",
+    "ade20k": "DIR/images/validation/*.jpg and DIR/annotations/validation/*.png",
+    "folder": "DIR/CLASS/*.jpg, a folder for each class of the model",
+}
+"""What each kind looks like on disk, for people."""
 _SYNSET = re.compile(r"n\d{8}")
 
 
@@ -72,7 +80,9 @@ def open_dataset(data: str, labels: int | None = None) -> Dataset:
     kind, path = split_data(data)
     dataset = _OPENERS[kind](path, labels)
     if not dataset.sources:
-        raise BadSettings(f"--data {data}: there is no picture with truth")
+        raise BadSettings(
+            f"--data {data}: there is no picture with truth; {kind} data is {LAYOUTS[kind]}"
+        )
     return dataset
 
 
@@ -114,7 +124,7 @@ def _truth(value: Any) -> bool | None:
 
 def _classified(kind: str) -> Callable[[Path, int | None], Dataset]:
     def opened(path: Path, labels: int | None) -> Dataset:
-        root = path / "val" if (path / "val").is_dir() else path
+        root = path / "val" if any(path.glob("val/*/")) else path
         answers = _kaggle(path) if kind == "imagenet" else None
         if answers is None:
             answers = {

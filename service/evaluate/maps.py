@@ -22,7 +22,7 @@ class Maps:
     place: Path
     open_file: Callable[[str], bytes]
 
-    def read(self, name: str) -> NDArray[np.int64]:  # (H, W)
+    def read(self, name: str) -> NDArray[np.int32]:  # (H, W)
         """Segment ids, R + 256 G + 65536 B; 0 is void.
 
         Raises:
@@ -35,12 +35,13 @@ class Maps:
                         f"{name} in {self.place} is a PNG of mode {image.mode}; COCO's panoptic "
                         "maps hold ids as colours, R + 256 G + 65536 B"
                     )
-                pixels = np.asarray(image.convert("RGB"), dtype=np.int64)
+                pixels = np.asarray(image.convert("RGB"))
         except (OSError, KeyError, UnidentifiedImageError):
             raise BadSettings(
                 f"{self.place} has no readable PNG called {name}, which its JSON names"
             ) from None
-        return pixels @ np.array([1, 256, 65536])
+        red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
+        return red | green << 8 | blue << 16
 
 
 def open_maps(

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from saccade_client import drawing
@@ -126,6 +127,7 @@ def _truth(dataset: Dataset, name: str, picture: Image.Image) -> tuple[Image.Ima
     if dataset.kind == "coco":
         return _true_objects(dataset, truth, names, picture), "truth"
     size = picture.size[::-1]
+    ids: NDArray[np.integer]
     if dataset.kind == "coco-panoptic":
         assert dataset.maps is not None  # this kind of data comes with them
         ids, kinds = dataset.maps.read(truth["file_name"]), segments_of(truth)

@@ -107,6 +107,16 @@ def qualities_of(counts: Counts) -> tuple[NDArray[np.float64], ...]:
     return iou_sum / weight, iou_sum / np.maximum(found, 1), found / weight
 
 
+def run_starts(*flat: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Where in arrays of the same length (N,) a value is another than the one before it, and 0."""
+    size = flat[0].size
+    changes = np.zeros(size, dtype=bool)
+    changes[:1] = True
+    for one in flat:
+        changes[1:] |= one[1:] != one[:-1]
+    return np.flatnonzero(changes)
+
+
 class _Matches:
     """Which segments of one picture were found; void comes first in rows and columns."""
 
@@ -125,10 +135,14 @@ class _Matches:
         found_ids: NDArray[np.integer],
         found: Sequence[Segment],
     ) -> "_Matches":
-        rows, columns = _rows_of(true_ids, truth), _rows_of(found_ids, found)
+        true, said = true_ids.ravel(), found_ids.ravel()
+        starts = run_starts(true, said)  # far fewer than pixels
+        lengths = np.diff(np.append(starts, true.size))
+        rows, columns = _rows_of(true[starts], truth), _rows_of(said[starts], found)
         width = len(found) + 1
-        joint = np.bincount((rows * width + columns).ravel(), minlength=(len(truth) + 1) * width)
-        return cls(truth, found, joint.reshape(-1, width))
+        size = (len(truth) + 1) * width
+        joint = np.bincount(rows * width + columns, weights=lengths, minlength=size)
+        return cls(truth, found, joint.astype(np.int64).reshape(-1, width))
 
     def pairs(self) -> list[tuple[int, int, float]]:
         """Rows of truth and answer that match, and their IoU: one class, and more than a half, so

@@ -16,7 +16,7 @@ from service.evaluate.average_precision import Kind, Row
 from service.evaluate.categories import Category
 from service.evaluate.datasets import annotation_file, coco_categories, read_json
 from service.evaluate.maps import open_maps
-from service.evaluate.panoptic import PanopticQuality, Segment
+from service.evaluate.panoptic import PanopticQuality, Segment, run_starts
 from service.evaluate.scorers import FoundScores, PanopticScores, Scores, segments_of
 
 _WRAPPERS = ("annotations", "predictions", "results", "detections")
@@ -236,7 +236,8 @@ def _check_segments(
     path: Path, row: Row, ids: Any, segments: list[Segment], known: set[int]
 ) -> None:
     """Raises where a PNG and its JSON contradict each other, as COCO's own evaluator does."""
-    seen, listed = set(np.unique(ids).tolist()) - {0}, {one.id for one in segments}
+    flat = ids.ravel()
+    seen, listed = set(flat[run_starts(flat)].tolist()) - {0}, {one.id for one in segments}
     what = f"picture {row['image_id']} of {path}"
     if unlisted := sorted(seen - listed):
         raise BadSettings(f"{what}: its PNG has the segment {unlisted[0]}, its JSON has not")

@@ -224,7 +224,7 @@ class Panoptic(PanopticScores):
         found_ids, found = np.zeros_like(true_ids), []
         if answer is not None:
             _compare_size(answer, true_ids.shape)
-            found_ids = read_id_map(answer["segment_map"]).astype(np.int64)
+            found_ids = read_id_map(answer["segment_map"]).astype(np.int32)
             found = [
                 Segment(one["id"], self._category_ids[one["label_id"]])
                 for one in answer["segments"]
