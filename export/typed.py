@@ -65,14 +65,18 @@ class Typed(nn.Module):
         self.cast = cast_parameters(model)
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        given = dict(self.model.named_parameters())
-        cast = {name: given[name].to(self.dtype) for name in self.cast}
+        cast = dict(self.cast_weights())
         with sampling_form(self.model, self.sampling), _Arithmetic(self.dtype):
             named: Mapping[str, Tensor] = torch.func.functional_call(self.model, cast, inputs)
         return {
             name: value.float() if value.is_floating_point() else value
             for name, value in named.items()
         }
+
+    def cast_weights(self) -> Mapping[str, Tensor]:
+        """The parameters that are cast, by name."""
+        given = dict(self.model.named_parameters())
+        return {name: given[name].to(self.dtype) for name in self.cast}
 
 
 def cast_parameters(model: nn.Module) -> list[str]:

@@ -34,6 +34,8 @@ LAZY = {("service/cli.py", "export")}
 """(file, package) that may be imported inside a function, and nowhere else."""
 QUANTIZER = ("export/to_int8.py", "onnxruntime.quantization")
 """What makes int8 graphs comes with a runtime, but runs nothing that serves."""
+TORCH_RUNTIME = "bench/gpu_check/torch_runtime.py", ("export.heads.entry", "export.typed")
+"""What measures our definitions in torch computes as the graphs of engines do."""
 RAY = "service/cluster/application.py"
 IN_RAYS_PROXY = "service/cluster/proxy.py", "starlette"
 """A middleware, which Ray's own HTTP server takes."""
@@ -73,6 +75,8 @@ def forbidden(path: str, name: str, lazy: bool) -> str | None:
     """Why a file may not import a dotted name; None if it may."""
     folder, top = path.split("/")[0], name.split(".")[0]
     if path == QUANTIZER[0] and is_under(name, QUANTIZER[1]):
+        return None
+    if path == TORCH_RUNTIME[0] and is_under(name, *TORCH_RUNTIME[1]):
         return None
     if top in RUNTIMES and folder != "bench":
         own = [f"service/worker/runtimes/{name}.py" for name in RUNTIMES[top]]

@@ -1,0 +1,178 @@
+"""The check of a GPU, on a machine without one: it ends, and says what it could not do."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.gpu_check import steps
+from bench.gpu_check.__main__ import main, run_all, run_apart
+from bench.gpu_check.report import document, green, page
+from bench.gpu_check.steps import ROOT, STEPS, Room, attempt, engine, failed, parity, skipped
+from bench.gpu_check.torch_runtime import CastOnce, Measured, TorchRuntime, difference
+from export.typed import Typed
+from models.vit import ViT, ViTConfig
+from service.devices import find_gpus
+
+WITHOUT_GPU = pytest.mark.skipif(find_gpus().fault is None, reason="there is a GPU")
+MACHINE = {
+    "kind": "machine",
+    "gpus": [{"name": "NVIDIA H200", "capability": [9, 0], "memory_bytes": 2**37}],
+    "driver": "580.1",
+    "packages": {"torch": "2.13.0"},
+}
+
+
+def tiny() -> ViT:
+    torch.manual_seed(0)
+    return ViT(ViTConfig((32, 32), 8, dim=32, depth=2, heads=2, mlp_dim=64, classes=5))
+
+
+def pixels(batch: int) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 32, 32, 3), dtype=torch.uint8)
+
+
+@WITHOUT_GPU
+@pytest.mark.parametrize("name", [name for name in STEPS if name != "machine"])
+def test_every_step_says_why_it_is_skipped_without_a_gpu(name: str, tmp_path: Path) -> None:
+    rows = list(attempt(name, STEPS[name][0](Room(tmp_path, time.time() + 60))))
+    assert [row["kind"] for row in rows] == ["skipped"]
+    assert "NVIDIA driver" in rows[0]["why"]
+
+
+@WITHOUT_GPU
+def test_the_command_runs_to_the_end_without_a_gpu_and_writes_both_files(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "bench.gpu_check", "--only", "machine,peak", "--out", str(out)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(out.read_text())
+    assert [row["kind"] for row in report["rows"]] == ["machine", "skipped", "skipped"]
+    assert report["rows"][0]["packages"]["torch"] == torch.__version__
+    assert "- peak: there is no NVIDIA driver here" in out.with_suffix(".md").read_text()
+
+
+def test_a_step_that_crashes_is_a_failure_and_what_it_found_before_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crashed:
+        """A process that wrote one row, and then died of a signal."""
+
+        def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
+            Path(command[command.index("--out") + 1]).write_text(json.dumps(MACHINE) + "\n")
+            stdout.write("Segmentation fault\n")
+
+        def wait(self, timeout: float) -> int:
+            return -11
+
+    monkeypatch.setattr(subprocess, "Popen", Crashed)
+    rows = run_apart("torch", tmp_path, 30.0)
+    assert rows == [MACHINE, failed("torch", "its process ended with code -11: Segmentation fault")]
+    assert not green(rows)
+
+
+def test_what_no_time_is_left_for_is_skipped_with_that_reason(tmp_path: Path) -> None:
+    rows = run_all(list(STEPS), tmp_path, time.time() + 1.0)
+    assert rows == [skipped(name, "the time was over") for name in STEPS]
+
+
+def test_errors_and_missing_packages_become_rows() -> None:
+    def raising(error: Exception) -> Any:
+        yield MACHINE
+        raise error
+
+    missing = ModuleNotFoundError("No module named 'tensorrt'", name="tensorrt")
+    assert list(attempt("a", raising(missing)))[1] == skipped("a", "tensorrt is not installed")
+    wrong = list(attempt("a", raising(ValueError("too wide"))))[1]
+    assert wrong == failed("a", "ValueError: too wide")
+
+
+def test_the_share_of_the_peak_counts_two_operations_per_multiply_accumulate() -> None:
+    row = engine("torch", "bf16", "vit", (224, 224), 64, [0.004, 0.005, 0.02], 17_564_000_000)
+    assert (row["median_s"], row["p99_s"], row["images_per_s"]) == (0.005, 0.02, 12800.0)
+    assert row["tflops"] == 449.64
+    report = document([MACHINE, {"kind": "peak", "bf16_tflops": 790.0}, row], "now", 61.0)
+    assert report["rows"][2]["of_peak"] == 0.5692
+    shown = page(report)
+    assert "| vit | 224x224 | torch bf16 | 64 | 12800 | 5.00 | 20.00 | 56.9% |" in shown
+    assert "# GPU check: NVIDIA H200" in shown
+
+
+def test_a_page_shows_parity_servers_failures_and_what_was_skipped() -> None:
+    rows = [
+        MACHINE,
+        parity("torch", "bf16", "vit", "logits", 0.01234, 0.1),
+        parity("torch", "fp32", "vit", "logits", float("nan"), 0.001),
+        {
+            "kind": "server",
+            "model": "vit",
+            "clients": 32,
+            "images_per_s": 900.4,
+            "latency_s": {"p50": 0.01, "p95": 0.02, "p99": 0.03},
+            "stages_s": {"decode": 0.003, "infer": 0.001},
+        },
+        failed("torch swin", "ValueError: no"),
+        skipped("tensorrt", "tensorrt is not installed"),
+    ]
+    report = document(rows, "now", 1.0)
+    assert not report["green"]
+    shown = page(report)
+    for line in (
+        "| vit | torch bf16 | logits | 0.012 | 0.1 | agrees |",
+        "| vit | torch fp32 | logits | nan | 0.001 | WRONG |",
+        "| vit | 32 | 900 | 10.0 | 20.0 | 30.0 | 75% |",
+        "- torch swin: ValueError: no",
+        "- tensorrt: tensorrt is not installed",
+    ):
+        assert line in shown
+    assert green([MACHINE, rows[1], rows[5]])
+
+
+def test_weights_that_are_cast_once_compute_what_engines_compute() -> None:
+    network, images = tiny().eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        once, each_time = CastOnce(network, "bf16")(images), Typed(network, "bf16")(images)
+        exact = network(images)["logits"]
+    assert torch.equal(once["logits"], each_time["logits"])
+    assert 0 < difference(once["logits"], exact) < 0.05
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_exported_and_run_is_what_the_definition_computes(precision: str) -> None:
+    measured = Measured(tiny().eval(), precision).eval()
+    first, second = pixels(2), pixels(2)
+    runtime = TorchRuntime(measured, first, backend=None)
+    with torch.no_grad():
+        for images in (first, second):
+            found, expected = runtime.run(images)["logits"], measured(images)["logits"]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_unknown_steps_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--only", "machine,warp"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "there is no step warp; there are machine, peak" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_server_is_measured_with_jpeg_bodies(tmp_path: Path) -> None:
+    rows = list(steps.server_rows(Room(tmp_path, time.time() + 120), "cpu", 0.3))
+    assert {row["kind"] for row in rows} == {"server"}, rows
+    assert {row["clients"] for row in rows} == {1, 32, 128}
+    assert all(row["images_per_s"] > 0 and "decode" in row["stages_s"] for row in rows)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_replays_what_the_definition_computes() -> None:
+    measured = Measured(tiny().eval(), "bf16").eval().cuda()
+    runtime = TorchRuntime(measured, pixels(4).cuda(), backend=None)
+    images = pixels(4).cuda()
+    with torch.no_grad():
+        expected = measured(images)["logits"]
+    assert difference(runtime.run(images)["logits"], expected) < 0.01
