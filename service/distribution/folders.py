@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 8 * 2**20
 """Of one request through fsspec."""
+IN_THE_EXTRA = (*buckets.SCHEMES, "hf", "file", "memory")
 DEEPEST = 2
 """Folders between a repository and a manifest: the model's and the version's."""
 
@@ -166,12 +167,12 @@ def upload(
     return remote.place, False
 
 
-def _do(what: str, call: Callable[..., Result], *arguments: object, **how: object) -> Result:
+def _do(what: str, call: Callable[..., Result], *arguments: object) -> Result:
     """What a call gives, tried again while the connection breaks."""
 
     def once() -> Result:
         with _said_plainly(what):
-            return call(*arguments, **how)
+            return call(*arguments)
 
     return patiently(once, what)
 
@@ -192,10 +193,9 @@ def open_files(source: str) -> tuple[Files, str, str]:
             return buckets.Bucket(scheme, folder.partition("/")[0]), scheme, folder
         return FsspecFiles(_file_system(scheme)), scheme, folder
     except ImportError as error:
-        raise StartError(
-            f"{scheme}:// needs the package {error.name or scheme!r}; "
-            "install it with: pip install 'saccade[pull]'"
-        ) from None
+        ours = scheme in IN_THE_EXTRA
+        cure = "install it with: pip install 'saccade[pull]'" if ours else "install it with pip"
+        raise StartError(f"{scheme}:// needs a library that is missing ({error}); {cure}") from None
     except ValueError as error:
         raise TransferFailed(
             f"{source}: {error}; known are oci://, https://, s3://, gs://, az://, hf://, folders, "

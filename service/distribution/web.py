@@ -17,9 +17,10 @@ TIMEOUT = httpx.Timeout(60.0, connect=15.0)
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 
 
-def make_client() -> httpx.Client:
+def make_client(transport: httpx.BaseTransport | None = None) -> httpx.Client:
     """With the proxies of the environment; an encrypted connection never leads to an open one."""
     return httpx.Client(
+        transport=transport,
         timeout=TIMEOUT,
         follow_redirects=True,
         max_redirects=5,

@@ -6,6 +6,7 @@ import os
 import shutil
 import ssl
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -357,6 +358,17 @@ def test_other_file_systems_of_fsspec_are_reached_too(tmp_path: Path) -> None:
 def test_an_unknown_scheme_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
     said = pull("ipfs-of-old://a/b", tmp_path)
     assert "known are oci://, https://, s3://, gs://, az://, hf://" in said
+
+
+def test_a_file_system_whose_library_is_missing_is_told_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    said = pull("s3://a/b", tmp_path)
+    assert said.startswith("StartError: s3:// needs a library that is missing (")
+    assert said.endswith("pip install 'saccade[pull]'")
+    monkeypatch.setitem(sys.modules, "paramiko", None)
+    assert pull("sftp://a/b", tmp_path).endswith("install it with pip")
 
 
 # And are served.
