@@ -87,8 +87,8 @@ def save(
     """Write the graphs, by file name, and one file of weights beside them.
 
     Tensors of equal type and content are stored once, whether in one graph or in several, and not
-    at all where the graphs ``beside``, which lie in the same folder, have them in a file. Afterwards
-    the graphs in memory refer to the files.
+    at all where the graphs ``beside``, which lie in the same folder, have them in a file. The
+    graphs in memory refer to the files afterwards.
     """
     places = _places(beside)
     with (folder / weights).open("wb") as file:

@@ -46,7 +46,8 @@ def build_engines(
 
     Raises:
         StartError: there is no library or device, the bundle has no graph for this, or an engine is
-        not right or not in that precision; the bundle is as it was then.
+        not right or not in that precision; the bundle is as it was then, but for fp8 graphs, which
+        stay for another try.
     """
     progress = progress or Silent()
     if precision == "int8":

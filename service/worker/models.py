@@ -254,7 +254,7 @@ class Models:
             self._settings.device,
             self._settings.precision,
             self._settings.runtime,
-            self._settings.engines == "rebuild",
+            self._settings.engines,
         )[0]
         plan = plan_for(bundle, choice, tuning, this_machine(), self._settings.threads)
         model = Model(bundle, choice, plan)

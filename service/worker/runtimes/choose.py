@@ -83,7 +83,7 @@ def candidates(
     device: str = "auto",
     precision: str = "auto",
     runtime: str = "auto",
-    rebuild: bool = False,
+    engines: str = "refuse",
 ) -> list[Choice]:
     """What may serve the bundle here, the fastest first; never empty.
 
@@ -91,8 +91,8 @@ def candidates(
     machine can do it, and the bundle's exporter measured it and let it pass. Without a wish for a
     precision, fp32 comes first where vectors are all that the model answers with: no margin
     between classes swallows the rounding of bf16 there. int8 is never chosen without the wish.
-    All are on one device: the first, where ``device`` names several. ``rebuild`` is leave to build
-    TensorRT engines that are not there when they are opened.
+    All are on one device: the first, where ``device`` names several. ``engines``
+    "rebuild" is leave to build TensorRT engines that are not there when they are opened.
 
     Raises:
         BadSettings: wishes that nothing here can meet.
@@ -110,7 +110,7 @@ def candidates(
     if not wanted:
         there = "; ".join(str(choice) for choice in always + on_request)
         raise BadSettings(f"nothing runs with {named}; choose among: {there}")
-    obstacles = {choice: obstacle(bundle, choice, rebuild) for choice in wanted}
+    obstacles = {choice: obstacle(bundle, choice, engines == "rebuild") for choice in wanted}
     found = [choice for choice, why in obstacles.items() if why is None]
     reasons = "; ".join(f"{choice}: {why}" for choice, why in obstacles.items() if why)
     if not found:
@@ -158,7 +158,7 @@ def open_runtime(
     computes, against the same on the CPU.
 
     Explain graphs compute in fp32, whatever serves. Without ``threads`` the library takes every
-    core that this process may use. ``rebuild`` as for ``candidates``; ``report`` hears how far that
+    core that this process may use. ``rebuild`` as of ``candidates``; ``report`` hears how far that
     is.
 
     Raises:
