@@ -833,7 +833,7 @@ def pull_models(
         replace=replace,
         max_bytes=round(max_gb * 1e9),
     )
-    pull(source, wish, registry_logins())
+    pull(source, wish, registry_logins)
 
 
 @app.command(
@@ -868,7 +868,7 @@ def push_model(
     bundle = find_bundle(repository, name, version)
     with _pull_side("push"):
         from service.distribution.command import push
-    push(bundle, target, replace, registry_logins())
+    push(bundle, target, replace, registry_logins)
 
 
 @models.command("schema", epilog=_examples("saccade models schema > manifest.schema.json"))

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -312,12 +313,15 @@ def registry_logins() -> list[tuple[str, str]]:
     files = [os.environ.get("REGISTRY_AUTH_FILE", "")]
     if folder := os.environ.get("XDG_RUNTIME_DIR"):
         files.append(f"{folder}/containers/auth.json")
-    folder = os.environ.get("DOCKER_CONFIG") or str(Path("~/.docker").expanduser())
-    files.append(f"{folder}/config.json")
+    if folder := os.environ.get("DOCKER_CONFIG"):
+        files.append(f"{folder}/config.json")
+    else:
+        with suppress(RuntimeError):  # a user without a home
+            files.append(str(Path.home() / ".docker" / "config.json"))
     for name in filter(None, files):
         try:
             found.append((name, Path(name).read_text()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, UnicodeDecodeError) as error:
             raise BadSettings(f"{name} cannot be read: {error}") from None

@@ -24,6 +24,7 @@ RUNTIMES = {
 """Libraries that not every installation has, and the files that speak to each."""
 OFFLINE = ("torch", "torchvision", "transformers", "timm", "safetensors", "onnx", "onnxscript")
 HTTP = ("fastapi", "starlette", "uvicorn")
+MOVERS = ("fsspec", "obstore")
 FILE_LIBRARIES = ("safetensors", "huggingface_hub", "yaml")  # the last for what the second raises
 SEEN_BY_EXPORT = (
     *("bundle", "explain", "images", "geometry", "resize", "tasks", "worker.runtimes", "errors"),
@@ -87,6 +88,8 @@ def forbidden(path: str, name: str, lazy: bool) -> str | None:
         return None if path == RAY else f"ray belongs in {RAY}"
     if (path, top) == IN_RAYS_PROXY:
         return None
+    if top in MOVERS and not path.startswith("service/distribution/"):
+        return f"{top} belongs in service/distribution"
     if top in HTTP and not path.startswith(("service/api/", "bench/peers/")):
         return f"{top} belongs in service/api"
     if folder == "models":
@@ -160,6 +163,7 @@ def test_every_file_keeps_the_import_rules() -> None:
         ("service/cluster/engine.py", "from ray import serve"),
         ("service/cluster/front.py", "from starlette.requests import Request"),
         ("service/worker/runtimes/onnx.py", "import openvino"),
+        ("service/bundle.py", "import fsspec"),
         ("service/worker/runtimes/openvino.py", "import onnx"),
         ("export/proof.py", "import onnxruntime"),
         ("export/proof.py", "from onnxruntime.quantization import quantize_static"),

@@ -1,6 +1,6 @@
 """What ``saccade pull`` and ``saccade push`` do: find what is named, move it, say what happened."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -30,8 +30,8 @@ from service.distribution.remote import Remote, digest_of_bytes
 from service.distribution.web import check_open, make_client, web_remote
 from service.errors import TransferFailed
 
-Logins = Sequence[tuple[str, str]]
-"""Names and contents of the files that hold logins for registries."""
+Logins = Callable[[], Iterable[tuple[str, str]]]
+"""Names and contents of what may hold logins; only read for registries."""
 
 
 def pull(source: str, wish: Wish, logins: Logins) -> None:
@@ -124,7 +124,7 @@ def _registry(reference: Reference, client: httpx.Client, logins: Logins, pinned
     url = httpx.URL(f"{reference.transport}://{reference.host}")
     how = "use oci://, or pin the artefact: @sha256:..."
     check_open(url, pinned or reference.digest is not None, how)
-    return Registry(reference, client, find_login(reference.host, logins))
+    return Registry(reference, client, find_login(reference.host, logins()))
 
 
 @contextmanager
