@@ -99,9 +99,9 @@ def measure(
     uvloop.run(drive(WARM_S))
     _check(tally, 1)
     tally = Tally()
-    api_s, client_s = _cpu_s(server.pid), time.process_time()
+    api_s, client_s = cpu_s(server.pid), time.process_time()
     uvloop.run(drive(seconds))
-    api_s, client_s = _cpu_s(server.pid) - api_s, time.process_time() - client_s
+    api_s, client_s = cpu_s(server.pid) - api_s, time.process_time() - client_s
     _check(tally, LEAST_REQUESTS)
     client_s /= tally.requests
     around = around_of(tally, pictures, api_s / tally.requests, client_s)
@@ -163,7 +163,7 @@ def _wait_until_ready(url: str) -> None:
         time.sleep(0.2)
 
 
-def _cpu_s(pid: int, proc: Path = Path("/proc")) -> float:
+def cpu_s(pid: int, proc: Path = Path("/proc")) -> float:
     """Processor seconds of the HTTP and decoding processes below a supervisor; 0 where the system
     does not tell.
     """

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from service.bench.load import Tally
 from service.cli import app
 from service.errors import BadSettings, StartError
 from service.plan import search
-from service.plan.around import around_of
+from service.plan.around import around_of, cpu_s
 from service.plan.command import Asked, choose, parse_duration
 from service.plan.costs import Costs, costs_of
 from service.plan.estimate import estimate
@@ -345,6 +346,22 @@ def test_requests_one_at_a_time_are_taken_apart_by_the_server_s_own_stages() -> 
     assert found.infer_s == pytest.approx([0.010] * 34)
     assert found.before == pytest.approx((3.5 + 0.5) / 5)
     assert (found.cpu_s, found.mean_bytes) == (0.0045, 8)
+
+
+def test_the_processor_time_is_that_of_the_http_and_decoding_processes(tmp_path: Path) -> None:
+    for pid, parent, title, ticks in (
+        (7, 1, "saccade supervisor", 900),
+        (8, 7, "saccade api 0", 10),
+        (9, 7, "saccade worker cpu", 800),
+        (10, 8, "saccade decoder", 30),
+        (11, 1, "saccade api 0", 700),
+    ):
+        folder = tmp_path / str(pid)
+        folder.mkdir()
+        (folder / "cmdline").write_text(title)
+        fields = " ".join(["S", str(parent), *["0"] * 9, str(ticks), str(ticks), "0"])
+        (folder / "stat").write_text(f"{pid} (a (b) c) {fields}")
+    assert cpu_s(7, tmp_path) == pytest.approx(80 / os.sysconf("SC_CLK_TCK"))
 
 
 def test_measuring_again_replaces_and_tuning_again_forgets(tmp_path: Path) -> None:
