@@ -1,6 +1,6 @@
 """Everything that the installed software allows on this machine's GPU, within minutes.
 
-    python -m bench.gpu_check [--minutes 8] [--only NAME,...] [--out bench/results/gpu-NAME.json]
+    python -m bench.gpu_check [--minutes 8] [--repository DIR] [--only NAME,...] [--out FILE.json]
 
 Writes one JSON document and, beside it, one Markdown page. Each step is a process of its own, so
 that one that crashes, hangs or breaks its device takes no other with it. What could not be done is
@@ -18,7 +18,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.gpu_check.report import Row, document, gpu_name, page
-from bench.gpu_check.steps import LEAST_S, ROOT, STEPS, Room, failed, run_step, skipped
+from bench.gpu_check.steps import (
+    LEAST_S,
+    ROOT,
+    STEPS,
+    Room,
+    demo_repository,
+    failed,
+    run_step,
+    skipped,
+)
 
 RESULTS = ROOT / "bench" / "results"
 
@@ -27,13 +36,16 @@ def main() -> int:
     """Run the steps; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check")
     parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument(
+        "--repository", type=Path, default=demo_repository(), help="models; else those of the demo"
+    )
     parser.add_argument("--only", default=",".join(STEPS), help="steps, like machine,torch")
     parser.add_argument("--out", type=Path, help="the JSON document; the page lies beside it")
     parser.add_argument("--step", choices=list(STEPS), help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.step is not None:
-        run_step(asked.step, Room(asked.out.parent, asked.until), asked.out)
+        run_step(asked.step, Room(asked.out.parent, asked.until, asked.repository), asked.out)
         return 0
     names = asked.only.split(",")
     unknown = [name for name in names if name not in STEPS]
@@ -41,7 +53,8 @@ def main() -> int:
         parser.error(f"there is no step {', '.join(unknown)}; there are {', '.join(STEPS)}")
     started, began_s = datetime.now(UTC).isoformat(timespec="seconds"), time.time()
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
-        rows = run_all(names, Path(work), began_s + asked.minutes * 60)
+        until_s = began_s + asked.minutes * 60
+        rows = run_all(names, Path(work), until_s, asked.repository.absolute())
     report = document(rows, started, time.time() - began_s)
     out = asked.out or RESULTS / f"gpu-{_slug(gpu_name(rows))}.json"
     out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -51,7 +64,7 @@ def main() -> int:
     return 0 if report["green"] else 1
 
 
-def run_all(names: list[str], work: Path, until_s: float) -> list[Row]:
+def run_all(names: list[str], work: Path, until_s: float, models: Path) -> list[Row]:
     """The rows of every step, in their order."""
     rows: list[Row] = []
     for name in (one for one in STEPS if one in names):
@@ -60,14 +73,15 @@ def run_all(names: list[str], work: Path, until_s: float) -> list[Row]:
             rows.append(skipped(name, "the time was over"))
             continue
         print(f"{name}, at most {left_s:.0f} s", file=sys.stderr, flush=True)
-        rows += run_apart(name, work, left_s)
+        rows += run_apart(name, work, left_s, models)
     return rows
 
 
-def run_apart(name: str, work: Path, left_s: float) -> list[Row]:
+def run_apart(name: str, work: Path, left_s: float, models: Path) -> list[Row]:
     """The rows of a step that runs in a process of its own, with ``left_s`` to end by itself."""
     out, said = work / f"{name}.jsonl", work / f"{name}.log"
     command = [sys.executable, "-m", "bench.gpu_check", "--step", name, "--out", str(out)]
+    command += ["--repository", str(models)]
     with said.open("w") as log:
         process = subprocess.Popen(
             [*command, "--until", str(time.time() + left_s)],

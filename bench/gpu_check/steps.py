@@ -36,14 +36,26 @@ class Skip(Exception):
 
 @dataclass(frozen=True)
 class Room:
-    """Where a step may write, and until when it may go on, by ``time.time()``."""
+    """Where a step may write, until when it may go on, by ``time.time()``, and whose models it
+    measures.
+    """
 
     work: Path
     until_s: float
+    models: Path
 
     def left_s(self) -> float:
         """Seconds that are left."""
         return self.until_s - time.time()
+
+    @property
+    def engines(self) -> Path:
+        """The models with engines, once those have been built."""
+        return self.work / "engines"
+
+    def served(self) -> Path:
+        """The models, with engines where there are any."""
+        return self.engines if self.engines.exists() else self.models
 
 
 @dataclass(frozen=True)
@@ -182,7 +194,7 @@ def torch_rows(
 
 
 def measure_onnxruntime(room: Room) -> Iterator[Row]:
-    """The demo models in ONNX Runtime on the GPU: proven as when they are served, then measured."""
+    """The models in ONNX Runtime on the GPU: proven as when they are served, then measured."""
     needs_gpu()
     needs("onnxruntime")
     from service.worker.runtimes.choose import ON_GPUS, ON_GPUS_ON_REQUEST
@@ -193,7 +205,7 @@ def measure_onnxruntime(room: Room) -> Iterator[Row]:
 
 
 def measure_tensorrt(room: Room) -> Iterator[Row]:
-    """Engines of the demo models: built, gated and measured."""
+    """TensorRT engines of the models: built, gated and measured."""
     needs_gpu()
     needs("tensorrt")
     from service.worker.runtimes.choose import ON_GPUS
@@ -201,32 +213,50 @@ def measure_tensorrt(room: Room) -> Iterator[Row]:
     choices = [one for one in ON_GPUS if one.runtime == "tensorrt"]
     if not choices:
         raise Skip("this release has no runtime for TensorRT engines")
-    repository = room.work / "engines"
-    shutil.copytree(demo_repository(), repository, dirs_exist_ok=True)
-    for folder in sorted(repository.glob("*/")):
-        command = [sys.executable, "-c", "from service.cli import main; main()", "build"]
+    yield from engine_builds(room)
+    yield from bundle_rows(room, choices)
+
+
+def engine_builds(room: Room) -> Iterator[Row]:
+    """Build an engine of every bundle that has a graph for it, in a copy of the models."""
+    from service.bundle import load_repository
+
+    shutil.copytree(room.models, room.engines, dirs_exist_ok=True)
+    for bundle in load_repository(room.engines):
+        name = bundle.manifest.name
+        what = f"building a bf16 engine of {name}"
+        if not bundle.manifest.engine_graphs(bundle.manifest.canvases[0], "bf16"):
+            yield skipped(what, "the bundle has no graph for it; export it with --engine bf16")
+            continue
+        if room.left_s() < LEAST_S:
+            yield skipped(what, "the time was over")
+            continue
+        command = [sys.executable, "-c", "from service.cli import main; main()", "build", name]
+        command += ["--repository", str(room.engines), "--precision", "bf16", "--device", "cuda:0"]
+        yield from attempt(what, build_rows(what, [*command, "--batches", "1,8,64"], room.left_s()))
+
+
+def build_rows(what: str, command: list[str], at_most_s: float) -> Iterator[Row]:
+    """Nothing, unless the command fails or takes too long."""
+    try:
         built = subprocess.run(
-            [*command, folder.name, "--repository", str(repository), "--precision", "bf16"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=max(1.0, room.left_s()),
-            check=False,
+            command, cwd=ROOT, capture_output=True, text=True, timeout=at_most_s, check=False
         )
-        if built.returncode != 0:
-            said = (built.stderr.strip() or built.stdout.strip()).splitlines()[-1:]
-            yield failed(f"building an engine of {folder.name}", " ".join(said))
-    yield from bundle_rows(room, choices, repository)
+    except subprocess.TimeoutExpired:
+        raise Skip(f"it took more than {at_most_s:.0f} s") from None
+    if built.returncode != 0:
+        said = (built.stderr.strip() or built.stdout.strip()).splitlines()[-1:]
+        yield failed(what, " ".join(said))
 
 
-def bundle_rows(room: Room, choices: list[Any], repository: Path | None = None) -> Iterator[Row]:
+def bundle_rows(room: Room, choices: list[Any]) -> Iterator[Row]:
     """Parity and speed of every bundle in each choice, on the first GPU."""
     from dataclasses import replace
 
     from service.bundle import load_repository
     from service.worker.runtimes.choose import obstacle
 
-    for bundle in load_repository(repository or demo_repository()):
+    for bundle in load_repository(room.served()):
         for choice in choices:
             here = replace(choice, device="cuda:0")
             what = f"{here.runtime} {here.precision} {bundle.manifest.name}"
@@ -278,22 +308,43 @@ def measure_server(room: Room) -> Iterator[Row]:
 
 
 def server_rows(room: Room, device: str, duration_s: float) -> Iterator[Row]:
-    """A server of the demo models on a device."""
+    """A server of the models on a device."""
     import uvloop
 
     from bench.server import serving
     from service.bundle import load_repository
 
-    repository = demo_repository()
+    repository = room.served()
     with serving(repository, "--device", device) as server:
         uvloop.run(server.wait_until_ready())
+        runtimes = uvloop.run(served_by(server.url))
+
+        def served(bundle: Any, clients: int) -> Iterator[Row]:
+            for row in load_rows(server, bundle, clients, duration_s):
+                yield row | {"runtime": runtimes[bundle.manifest.name]}
+
         for bundle in load_repository(repository):
             for clients in (1, 32, 128):
                 what = f"server {bundle.manifest.name}, {clients} clients"
                 if room.left_s() < LEAST_S:
                     yield skipped(what, "the time was over")
                 else:
-                    yield from attempt(what, load_rows(server, bundle, clients, duration_s))
+                    yield from attempt(what, served(bundle, clients))
+
+
+async def served_by(url: str) -> dict[str, str]:
+    """Runtime, precision and device of each model, as the server says."""
+    from service.bench.client import Client
+
+    client = Client(url, {}, 60.0)
+    try:
+        reply = await client.send(client.compose("GET", "/v1/models"))
+    finally:
+        client.close()
+    return {
+        one["name"]: f"{one['runtime']} {one['precision']} on {one['device']}"
+        for one in json.loads(reply.body)["models"]
+    }
 
 
 def load_rows(server: Any, bundle: Any, clients: int, duration_s: float) -> Iterator[Row]:

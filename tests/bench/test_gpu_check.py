@@ -18,6 +18,7 @@ from bench.gpu_check.torch_runtime import CastOnce, Measured, TorchRuntime, diff
 from export.typed import Typed
 from models.vit import ViT, ViTConfig
 from service.devices import find_gpus
+from service.settings import DEMO_REPOSITORY
 
 WITHOUT_GPU = pytest.mark.skipif(find_gpus().fault is None, reason="there is a GPU")
 MACHINE = {
@@ -40,7 +41,7 @@ def pixels(batch: int) -> torch.Tensor:
 @WITHOUT_GPU
 @pytest.mark.parametrize("name", [name for name in STEPS if name != "machine"])
 def test_every_step_says_why_it_is_skipped_without_a_gpu(name: str, tmp_path: Path) -> None:
-    rows = list(attempt(name, STEPS[name][0](Room(tmp_path, time.time() + 60))))
+    rows = list(attempt(name, STEPS[name][0](Room(tmp_path, time.time() + 60, DEMO_REPOSITORY))))
     assert [row["kind"] for row in rows] == ["skipped"]
     assert "NVIDIA driver" in rows[0]["why"]
 
@@ -71,13 +72,13 @@ def test_a_step_that_crashes_is_a_failure_and_what_it_found_before_is_kept(
             return -11
 
     monkeypatch.setattr(subprocess, "Popen", Crashed)
-    rows = run_apart("torch", tmp_path, 30.0)
+    rows = run_apart("torch", tmp_path, 30.0, DEMO_REPOSITORY)
     assert rows == [MACHINE, failed("torch", "its process ended with code -11: Segmentation fault")]
     assert not green(rows)
 
 
 def test_what_no_time_is_left_for_is_skipped_with_that_reason(tmp_path: Path) -> None:
-    rows = run_all(list(STEPS), tmp_path, time.time() + 1.0)
+    rows = run_all(list(STEPS), tmp_path, time.time() + 1.0, DEMO_REPOSITORY)
     assert rows == [skipped(name, "the time was over") for name in STEPS]
 
 
@@ -111,6 +112,7 @@ def test_a_page_shows_parity_servers_failures_and_what_was_skipped() -> None:
         {
             "kind": "server",
             "model": "vit",
+            "runtime": "onnxruntime fp32 on cuda:0",
             "clients": 32,
             "images_per_s": 900.4,
             "latency_s": {"p50": 0.01, "p95": 0.02, "p99": 0.03},
@@ -125,7 +127,7 @@ def test_a_page_shows_parity_servers_failures_and_what_was_skipped() -> None:
     for line in (
         "| vit | torch bf16 | logits | 0.012 | 0.1 | agrees |",
         "| vit | torch fp32 | logits | nan | 0.001 | WRONG |",
-        "| vit | 32 | 900 | 10.0 | 20.0 | 30.0 | 75% |",
+        "| vit | onnxruntime fp32 on cuda:0 | 32 | 900 | 10.0 | 20.0 | 30.0 | 75% |",
         "- torch swin: ValueError: no",
         "- tensorrt: tensorrt is not installed",
     ):
@@ -153,6 +155,23 @@ def test_what_is_exported_and_run_is_what_the_definition_computes(precision: str
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_bundle_without_a_graph_for_engines_is_skipped_with_what_to_do(tmp_path: Path) -> None:
+    room = Room(tmp_path, time.time() + 60, DEMO_REPOSITORY)
+    rows = list(steps.engine_builds(room))
+    names = {folder.name for folder in DEMO_REPOSITORY.iterdir() if folder.is_dir()}
+    assert {row["what"].split()[-1] for row in rows} == names
+    assert {row["why"].split("; ")[1] for row in rows} == {"export it with --engine bf16"}
+    assert room.served() == room.engines
+
+
+def test_a_build_that_fails_is_told_with_its_last_line() -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('no kernels for it')"]
+    assert list(steps.build_rows("a build", command, 60.0)) == [
+        failed("a build", "no kernels for it")
+    ]
+    assert list(steps.build_rows("a build", [sys.executable, "-c", ""], 60.0)) == []
+
+
 def test_unknown_steps_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu_check", "--only", "machine,warp"])
     with pytest.raises(SystemExit):
@@ -162,9 +181,10 @@ def test_unknown_steps_are_named(capsys: pytest.CaptureFixture[str], monkeypatch
 
 @pytest.mark.slow
 def test_the_server_is_measured_with_jpeg_bodies(tmp_path: Path) -> None:
-    rows = list(steps.server_rows(Room(tmp_path, time.time() + 120), "cpu", 0.3))
+    rows = list(steps.server_rows(Room(tmp_path, time.time() + 120, DEMO_REPOSITORY), "cpu", 0.3))
     assert {row["kind"] for row in rows} == {"server"}, rows
     assert {row["clients"] for row in rows} == {1, 32, 128}
+    assert {row["runtime"].split()[-1] for row in rows} == {"cpu"}
     assert all(row["images_per_s"] > 0 and "decode" in row["stages_s"] for row in rows)
 
 
