@@ -29,6 +29,7 @@ from service.engines import BatchRange, Machine, batch_ranges
 from service.errors import BadBundle, StartError
 from service.geometry import Size
 from service.worker.runtimes.choose import Choice, open_graph
+from service.worker.runtimes.tensorrt import proving
 from service.worker.runtimes.tensorrt.building import Plan, build, parse, wrong_types
 from service.worker.runtimes.tensorrt.library import Library, fault, load, machine
 from service.worker.runtimes.tensorrt.proving import Opened, Workshop
@@ -42,6 +43,11 @@ FAMILIES = ("vit", "swin", "detr", "mask2former", "deformable-detr")
 DEMO = Path("service/demo/repository/vit-scenes/1")
 BF16_OPSET = 22
 """The first in which convolutions may be of bf16, in the letter of the standard."""
+
+
+@pytest.fixture(autouse=True)
+def _time_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proving, "TIMED", 1)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The few functions of CUDA's driver that running an engine takes, without a package for them."""
 
+import copy
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -70,13 +71,32 @@ class Driver:
 
 
 class Context:
-    """The primary context of one device, which the inference library uses, too."""
+    """The primary context of one device, which the inference library uses, too; and what was made
+    in it, for ``release``.
+    """
 
     def __init__(self, cuda: Cuda, index: int) -> None:
         self.cuda = cuda
+        self._held: list[tuple[str, Any]] = []
         device, self._handle = ctypes.c_int(), ctypes.c_void_p()
         cuda.call("cuDeviceGet", ctypes.byref(device), index)
         cuda.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._handle), device)
+
+    def part(self) -> "Context":
+        """The same, holding nothing: what is made in it can be given back apart from the rest."""
+        other = copy.copy(self)
+        other._held = []
+        return other
+
+    def release(self) -> None:
+        """Give back everything made here, last first. A lost device has nothing to give back."""
+        with suppress(CudaError):
+            self.enter()
+            self.cuda.call("cuCtxSynchronize")
+        while self._held:
+            function, handle = self._held.pop()
+            with suppress(CudaError):
+                self.cuda.call(function, handle)
 
     def enter(self) -> None:
         """Make it the calling thread's own; every thread has to, and again costs nothing."""
@@ -84,29 +104,27 @@ class Context:
 
     def stream(self) -> ctypes.c_void_p:
         """Work in it is done in order, and beside that of other streams."""
-        return self._made("cuStreamCreate", _NON_BLOCKING)
+        return self._made("cuStreamCreate", _NON_BLOCKING, "cuStreamDestroy_v2")
 
     def event(self) -> ctypes.c_void_p:
         """A mark in a stream, which others and the host can wait for."""
-        return self._made("cuEventCreate", _BLOCKING_SYNC | _DISABLE_TIMING)
+        return self._made("cuEventCreate", _BLOCKING_SYNC | _DISABLE_TIMING, "cuEventDestroy_v2")
 
     def device_memory(self, size_bytes: int) -> int:
         """The address of a block on the device, aligned to 256 bytes."""
         address = ctypes.c_uint64()
         size = ctypes.c_size_t(max(size_bytes, 1))
         self.cuda.call("cuMemAlloc_v2", ctypes.byref(address), size)
+        self._held.append(("cuMemFree_v2", address))
         return int(address.value)
-
-    def free(self, address: int) -> None:
-        """Give a block on the device back."""
-        self.cuda.call("cuMemFree_v2", ctypes.c_uint64(address))
 
     def host_memory(self, size_bytes: int) -> "Pinned":
         """Zeros in memory that the device reads and writes without a copy."""
         address = ctypes.c_void_p()
         size = ctypes.c_size_t(max(size_bytes, 1))
         self.cuda.call("cuMemHostAlloc", ctypes.byref(address), size, 0)
-        return Pinned(self, address, size_bytes)
+        self._held.append(("cuMemFreeHost", address))
+        return Pinned(int(address.value or 0), size_bytes)
 
     def record(self, event: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
         """Put the mark at the end of what a stream has to do now."""
@@ -158,6 +176,7 @@ class Context:
             )
         finally:
             self.cuda.call("cuGraphDestroy", graph)
+        self._held.append(("cuGraphExecDestroy", ready))
         return ready
 
     def replay(self, graph: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
@@ -176,19 +195,19 @@ class Context:
             raise
         self.cuda.call("cuStreamEndCapture", stream, ctypes.byref(graph))
 
-    def _made(self, function: str, flags: int) -> ctypes.c_void_p:
+    def _made(self, function: str, flags: int, undone_by: str) -> ctypes.c_void_p:
         handle = ctypes.c_void_p()
         self.cuda.call(function, ctypes.byref(handle), flags)
+        self._held.append((undone_by, handle))
         return handle
 
 
 class Pinned:
-    """A block of host memory that does not move; freed with the object."""
+    """A block of host memory that does not move, all zeros at first."""
 
-    def __init__(self, context: Context, address: ctypes.c_void_p, size_bytes: int) -> None:
-        self._context = context
-        self.address = int(address.value or 0)
-        block = (ctypes.c_uint8 * max(size_bytes, 1)).from_address(self.address)
+    def __init__(self, address: int, size_bytes: int) -> None:
+        self.address = address
+        block = (ctypes.c_uint8 * max(size_bytes, 1)).from_address(address)
         self._bytes: Array = np.ctypeslib.as_array(block)
         self._bytes[:] = 0
 

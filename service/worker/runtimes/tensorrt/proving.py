@@ -219,9 +219,7 @@ def _tried(
     """Build one form, and judge its types, its numbers and its speed."""
     report(f"building {what} for batches of {', '.join(map(str, ranges))}")
     print_ = fingerprint(bundle, graph, tools.machine, ranges)
-    plan = tools.build(
-        bundle.path(graph), ranges, lambda phase, share: report(_progress(what, phase, share))
-    )
+    plan = tools.build(bundle.path(graph), ranges, _in_tenths(what, report))
     _refuse(what, wrong_types(plan.products, precision))
     opened = tools.open(plan.content, ranges, precision)
     check_graph(bundle.path(graph), graph, opened.runtime)
@@ -241,8 +239,17 @@ def _refuse(what: str, fault: str | None) -> None:
         raise BadBundle(f"the engine {what} is refused: {fault}")
 
 
-def _progress(what: str, phase: str, share: float) -> str:
-    return f"building {what}: {phase} {share:.0%}"
+def _in_tenths(what: str, report: Callable[[str], None]) -> Report:
+    """A builder takes thousands of steps."""
+    told: set[tuple[str, int]] = set()
+
+    def hear(phase: str, share: float) -> None:
+        tenths = int(10 * share)
+        if (phase, tenths) not in told:
+            told.add((phase, tenths))
+            report(f"building {what}: {phase} {tenths * 10}%")
+
+    return hear
 
 
 def _timed(runtime: Runtime, batch: int) -> float:

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import queue
 import threading
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,7 +50,9 @@ class TensorRt:
         self.ranges = list(ranges)
         self.most = max(one.most for one in ranges)
         self.captured = 0
-        self._context = context
+        self._engine = engine
+        self._context = context = context.part()
+        weakref.finalize(self, context.release)
         self._order = threading.Lock()
         context.enter()
         self._in, self._run, self._out = (context.stream() for _ in range(3))
@@ -105,6 +108,7 @@ class _Lane:
         self._copied, self._ran, self._done = (context.event() for _ in range(3))
         self._layouts: dict[int, tuple[Layout, Layout]] = {}
         self._enqueue: dict[int, Enqueue] = {}
+        self._kept: list[Enqueue] = []  # captured graphs need the contexts that these hold
 
     def prepare(
         self, engine: Engine, bucket: Bucket, scratch: int, stream: ctypes.c_void_p
@@ -118,6 +122,7 @@ class _Lane:
             for name, place in one.places.items()
         }
         enqueue = engine.prepare(bucket, addresses, scratch, stream)
+        self._kept.append(enqueue)
         self.copy_in(stream, bucket.batch)  # zeros, rather than what lay there
         enqueue(stream)  # outside of the capture, as the library asks
         try:
