@@ -18,7 +18,8 @@ SPLIT = "val"
 
 def write_datasets(folder: Path, count: int) -> None:
     """The first ``count`` held-out scenes for ``saccade evaluate``, with what is known of each in
-    the layouts of folders by class, COCO's boxes and masks, its panoptic maps, and ADE20K.
+    the layouts of folders by class, COCO's boxes and masks, its panoptic maps, and ADE20K. Ids of
+    classes are those of the demo models' labels.
     """
     folders = {
         name: folder / name
@@ -49,7 +50,7 @@ def write_datasets(folder: Path, count: int) -> None:
 def _document(classes: tuple[str, ...]) -> dict[str, Any]:
     categories = [
         {"id": number, "name": name, "isthing": int(name in THINGS)}
-        for number, name in enumerate(classes, 1)
+        for number, name in enumerate(classes)
     ]
     return {"images": [], "annotations": [], "categories": categories}
 
@@ -61,9 +62,9 @@ def _note(boxes: dict[str, Any], panoptic: dict[str, Any], drawn: Scene, number:
     for segment in drawn.segments:
         x0, y0, x1, y1 = segment.box_xyxy_px
         row = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": segment.area_px, "iscrowd": 0}
-        rows.append(row | {"id": segment.id, "category_id": CLASSES.index(segment.label) + 1})
+        rows.append(row | {"id": segment.id, "category_id": CLASSES.index(segment.label)})
         if segment.isthing:
-            kind = THINGS.index(segment.label) + 1
+            kind = THINGS.index(segment.label)
             thing = row | {"id": len(boxes["annotations"]) + 1, "image_id": number}
             mask = average_precision.compress(drawn.ids == segment.id)
             boxes["annotations"].append(thing | {"category_id": kind, "segmentation": mask})

@@ -233,6 +233,18 @@ def test_a_model_does_not_differ_from_itself(scenes: Path) -> None:
         assert "no difference is shown" in said
 
 
+def test_what_predict_writes_has_the_score_that_evaluate_says(scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    asked = ["predict", str(scenes / "val"), "--task", "segment", "--model", "mask2former-scenes"]
+    asked += ["--concurrency", "1", "--out", str(out)]
+    assert CliRunner().invoke(app, asked).exception is None
+    truth = scenes / "annotations" / "panoptic_val.json"
+    found, _ = evaluate("--from-predictions", out, "--data", f"coco-panoptic:{truth}")
+    asked_for, _ = evaluate("mask2former-scenes", "--data", f"coco-panoptic:{scenes}")
+    for name in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st", "per_class", "intervals"):
+        assert found[name] == asked_for[name]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
