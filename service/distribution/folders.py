@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 8 * 2**20
 """Of one request through fsspec."""
+MACHINE_ACCOUNTS = "169.254.169.254"
+"""Who is asked last, on machines of clouds."""
 IN_THE_EXTRA = (*buckets.SCHEMES, "hf", "file", "memory")
 DEEPEST = 2
 """Folders between a repository and a manifest: the model's and the version's."""
@@ -239,5 +241,10 @@ def _sentence(error: Exception) -> str:
     answer = _XML_ERROR.search(said)
     if answer:
         return f"{answer['code']}: {answer['message']}"
+    if MACHINE_ACCOUNTS in said:
+        return (
+            "no credentials are in the environment, and this machine has none to give; "
+            "docs/distribution.md lists what is looked for"
+        )
     first = said.partition("\n")[0]
     return f"{type(error).__name__}: {first[:300]}" if first else type(error).__name__

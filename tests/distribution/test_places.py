@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import httpx
 import pytest
 import trustme
 
 from service.distribution.artefact import ARTEFACT_TYPE
+from service.distribution.folders import FsspecFiles, find_remotes
+from service.errors import TransferFailed
 from service.settings import DEMO_REPOSITORY
 from tests.conftest import SACCADE, Server
 from tests.distribution.command_line import (
@@ -315,6 +318,15 @@ def test_what_a_bucket_refuses_is_said_in_a_sentence(
     in_a_bucket[0].signed = "Credential=somebody/"
     said = pull("s3://b/models", tmp_path / "near")
     assert said == "TransferFailed: s3://b/models: SignatureDoesNotMatch: who are you?"
+
+
+def test_a_machine_without_an_account_is_told_what_it_lacks() -> None:
+    class Cloudless(FsspecFiles):
+        def manifests(self, folder: str) -> list[str]:
+            raise RuntimeError("Error performing PUT http://169.254.169.254/latest/api/token")
+
+    with pytest.raises(TransferFailed, match="s3://b/c: no credentials are in the environment"):
+        find_remotes(Cloudless(fsspec.filesystem("memory")), "s3", "b/c")
 
 
 # The hub, and what else fsspec knows.
