@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,10 @@ import pytest
 
 from deploy.image.engine import Container, Engine, engine, make_base, obstacle
 from deploy.image.sizes import LARGEST_UNPACKED_BYTES, size_bytes
+from service.bundle import load_bundle
+from tests.conftest import SACCADE
+from tests.distribution.places import Registry
+from tests.distribution.places import served as served_by
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -181,6 +186,34 @@ def test_a_container_that_is_stopped_under_load_fails_no_request_and_exits_with_
     assert len(outcomes) > before
     assert set(outcomes) == {200}
     assert code == 0, served.container.log()
+
+
+def test_a_locked_up_container_pulls_models_as_pods_do(
+    images: Engine, image: str, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    models.chmod(0o777)  # the container's user is not ours
+    locked = [
+        "--read-only",
+        "--tmpfs",
+        "/tmp",
+        "--cap-drop",
+        "ALL",
+        "--volume",
+        f"{models}:/models",
+    ]
+    command = ["podman", "run", "--rm", *locked, image, "pull"]
+    with served_by(Registry()) as at:
+        push = [str(SACCADE), "push", "vit-scenes", f"oci://{at}/vit"]
+        subprocess.run(push, check=True, capture_output=True)
+        done = images.run([*command, f"oci://{at}/vit:1", "--repository", "/models"])
+    assert "vit-scenes 1 (5.5 MB) is now in /models/vit-scenes/1" in done.stdout
+    load_bundle(models / "vit-scenes" / "1").verify()
+    for source, sentence in (("s3://b/c", "s3://b/c: "), ("hf://a/b", "hf://a/b: ")):
+        refused = images.run([*command, source, "--repository", "/models"], check=False)
+        assert refused.returncode == 1
+        assert sentence in refused.stderr, refused.stderr  # from a library that is there
 
 
 def test_the_image_for_gpus_serves_on_processors_only_if_it_may(
