@@ -218,13 +218,14 @@ def annotation_file(path: Path, prefix: str) -> tuple[Path, Path, str]:
     if path.is_file():
         root = path.parent.parent if path.parent.name == "annotations" else path.parent
         return path, root, path.stem.removeprefix(prefix)
-    found = sorted((path / "annotations").glob(f"{prefix}*.json"))
+    folder = path / "annotations" if (path / "annotations").is_dir() else path
+    found = sorted(folder.glob(f"{prefix}*.json"))
     chosen = [file for file in found if "val" in file.stem] or found
     if len(chosen) != 1:
         there = ", ".join(file.name for file in chosen) or "none"
         raise BadSettings(
-            f"{path / 'annotations'} must hold one {prefix}*.json for validation; found {there}; "
-            "name the file itself to choose it"
+            f"{folder} must hold one {prefix}*.json for validation; found {there}; name the file "
+            "itself to choose it"
         )
     return chosen[0], path, chosen[0].stem.removeprefix(prefix)
 

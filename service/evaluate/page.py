@@ -18,7 +18,7 @@ from service.evaluate import average_precision
 from service.evaluate.comparison import Difference, rule_of, shown_from, verdict
 from service.evaluate.datasets import Dataset
 from service.evaluate.report import Document, answerer
-from service.evaluate.running import Evaluated
+from service.evaluate.running import Evaluated, Run
 from service.evaluate.scorers import read_classes, segments_of
 from service.predict.journal import REFUSED
 from service.predict.sources import Source
@@ -80,7 +80,7 @@ def _section(
         picture = upright_of(source.path)
     except (OSError, ValueError, Image.DecompressionBombError):
         return f"<h2>{escape(one.name)}</h2>\n<p>The picture cannot be opened.</p>"
-    truth, caption = _truth(both[0].run.dataset, source.name, picture)
+    truth, caption = _truth(both[0].run, source.name, picture)
     figures = [_figure(truth, caption)]
     for evaluated, answer, name in zip(both, answers, names, strict=True):
         if REFUSED in answer:
@@ -118,14 +118,16 @@ def _drawn(evaluated: Evaluated, answer: dict[str, Any], picture: Image.Image) -
     return (Segmentation if task == "segment" else Detections).of(shown).draw(picture)
 
 
-def _truth(dataset: Dataset, name: str, picture: Image.Image) -> tuple[Image.Image, str]:
+def _truth(run: Run, name: str, picture: Image.Image) -> tuple[Image.Image, str]:
     """The picture with what is known of it, and what to write below."""
+    dataset = run.dataset
     names = {category.id: category.name for category in dataset.categories}
     truth = dataset.truth[name]
     if dataset.kind in ("imagenet", "folder"):
         return picture, f"truth: {names[truth]}"
     if dataset.kind == "coco":
-        return _true_objects(dataset, truth, names, picture), "truth"
+        masks = run.plan.task == "segment"
+        return _true_objects(dataset, truth, names, picture, masks), "truth"
     size = picture.size[::-1]
     ids: NDArray[np.integer]
     if dataset.kind == "coco-panoptic":
@@ -142,21 +144,24 @@ def _truth(dataset: Dataset, name: str, picture: Image.Image) -> tuple[Image.Ima
 
 
 def _true_objects(
-    dataset: Dataset, truth: dict[str, Any], names: dict[int, str], picture: Image.Image
+    dataset: Dataset,
+    truth: dict[str, Any],
+    names: dict[int, str],
+    picture: Image.Image,
+    masks: bool,
 ) -> Image.Image:
     rows = [row for row in dataset.document["annotations"] if row["image_id"] == truth["id"]]
-    if rows and all(row.get("segmentation") for row in rows):
-        height, width = truth["height"], truth["width"]
-        masks = [average_precision.encode(row["segmentation"], height, width) for row in rows]
-        if (width, height) == picture.size:
-            drawn = (
-                (read_mask(mask, height, width), names[row["category_id"]], row["category_id"])
-                for mask, row in zip(masks, rows, strict=True)
-            )
-            return drawing.draw_masks(picture, drawn)
+    height, width = truth["height"], truth["width"]
+    if masks and (width, height) == picture.size and all(row.get("segmentation") for row in rows):
+        encoded = (average_precision.encode(row["segmentation"], height, width) for row in rows)
+        drawn = (
+            (read_mask(mask, height, width), names[row["category_id"]], row["category_id"])
+            for mask, row in zip(encoded, rows, strict=True)
+        )
+        return drawing.draw_masks(picture, drawn)
     boxes = []
     for row in rows:
-        x, y, width, height = row["bbox"]
-        box = (x, y, x + width, y + height)
+        left, top, across, down = row["bbox"]
+        box = (left, top, left + across, top + down)
         boxes.append((box, names[row["category_id"]], row["category_id"]))
     return drawing.draw_boxes(picture, boxes)

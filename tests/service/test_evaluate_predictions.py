@@ -294,9 +294,11 @@ def test_a_crowd_excuses_only_its_own_class() -> None:
 def test_maps_are_found_in_every_usual_place(tmp_path: Path) -> None:
     panoptic(tmp_path / "data", "truth")
     truth = tmp_path / "data" / "truth.json"
+    panoptic(tmp_path / "whole", "panoptic_val2017")
     panoptic(tmp_path / "model", "found")
     predictions = tmp_path / "model" / "found.json"
     assert score_panoptic(predictions, truth).scores.figures()["PQ"] == 1
+    assert score_panoptic(predictions, tmp_path / "whole").scores.figures()["PQ"] == 1
     maps = (tmp_path / "model" / "found").rename(tmp_path / "model" / "pngs")
     assert score_panoptic(predictions, truth).scores.figures()["PQ"] == 1
     shutil.make_archive(str(tmp_path / "model" / "found"), "zip", maps)
