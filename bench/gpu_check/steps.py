@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -146,16 +146,12 @@ def subject_rows(room: Room, subject: Subject) -> Iterator[Row]:
     import torch
 
     from bench.gpu_check.torch_runtime import Measured
-    from models import zoo
-    from models.macs import count_macs
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    with torch.device("meta"):
-        sizes = [torch.zeros(1, 2, dtype=torch.int32)] if subject.takes_sizes else []
-        macs = count_macs(zoo.build(subject.name), torch.zeros(1, 3, *subject.canvas), *sizes)
+    macs = macs_of(subject)
     generator = torch.manual_seed(0)
     images = torch.randint(0, 256, (1, *subject.canvas, 3), dtype=torch.uint8, generator=generator)
-    network = zoo.build(subject.name).eval()
+    network = network_of(subject).eval()
     with torch.no_grad():
         expected = Measured(network, "fp32", subject.takes_sizes)(images)["logits"]
     network.cuda()
@@ -163,6 +159,30 @@ def subject_rows(room: Room, subject: Subject) -> Iterator[Row]:
         measured = Measured(network, precision, subject.takes_sizes).cuda()
         rows = torch_rows(room, subject, measured, precision, images, expected, macs)
         yield from attempt(f"torch {precision} {subject.name}", rows)
+
+
+def network_of(subject: Subject) -> Any:
+    """The network with random weights, on the default device."""
+    import torch
+
+    from models import zoo
+
+    config = replace(zoo.ZOO[subject.name].config, canvas=subject.canvas)
+    with torch.device("meta"):
+        kind: Any = type(zoo.build(subject.name))
+    return kind(config)
+
+
+def macs_of(subject: Subject) -> int:
+    """Multiply-accumulates of one picture at its canvas."""
+    import torch
+
+    from models.macs import count_macs
+
+    with torch.device("meta"):
+        sizes = [torch.zeros(1, 2, dtype=torch.int32)] if subject.takes_sizes else []
+        images = torch.zeros(1, 3, *subject.canvas)
+        return count_macs(network_of(subject).eval(), images, *sizes)
 
 
 def torch_rows(
@@ -251,8 +271,6 @@ def build_rows(what: str, command: list[str], at_most_s: float) -> Iterator[Row]
 
 def bundle_rows(room: Room, choices: list[Any]) -> Iterator[Row]:
     """Parity and speed of every bundle in each choice, on the first GPU."""
-    from dataclasses import replace
-
     from service.bundle import load_repository
     from service.worker.runtimes.choose import obstacle
 

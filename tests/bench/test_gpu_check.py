@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ import torch
 from bench.gpu_check import steps
 from bench.gpu_check.__main__ import main, run_all, run_apart
 from bench.gpu_check.report import document, green, page
-from bench.gpu_check.steps import ROOT, STEPS, Room, attempt, engine, failed, parity, skipped
+from bench.gpu_check.steps import (
+    ROOT,
+    STEPS,
+    Room,
+    Subject,
+    attempt,
+    engine,
+    failed,
+    parity,
+    skipped,
+)
 from bench.gpu_check.torch_runtime import CastOnce, Measured, TorchRuntime, difference
 from export.typed import Typed
 from models.vit import ViT, ViTConfig
@@ -34,8 +45,8 @@ def tiny() -> ViT:
     return ViT(ViTConfig((32, 32), 8, dim=32, depth=2, heads=2, mlp_dim=64, classes=5))
 
 
-def pixels(batch: int) -> torch.Tensor:
-    return torch.randint(0, 256, (batch, 32, 32, 3), dtype=torch.uint8)
+def pixels(batch: int, canvas: tuple[int, int] = (32, 32)) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, *canvas, 3), dtype=torch.uint8)
 
 
 @WITHOUT_GPU
@@ -177,6 +188,28 @@ def test_unknown_steps_are_named(capsys: pytest.CaptureFixture[str], monkeypatch
     with pytest.raises(SystemExit):
         main()
     assert "there is no step warp; there are machine, peak" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_work_of_the_measured_networks_is_counted_at_their_canvases() -> None:
+    counted = {one.name: steps.macs_of(one) / 1e9 for one in steps.SUBJECTS}
+    assert {name: round(macs, 1) for name, macs in counted.items()} == {
+        "vit-b16-224": 17.6,
+        "swin-b-224": 15.4,
+        "detr-r50": 101.8,
+        "mask2former-r50": 267.1,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", steps.SUBJECTS, ids=lambda subject: subject.name)
+def test_every_measured_network_can_be_exported_in_bf16(subject: Subject) -> None:
+    small = replace(subject, canvas=min(subject.canvas, (224, 224)))
+    network, images = steps.network_of(small).eval(), pixels(1, small.canvas)
+    with torch.no_grad():
+        expected = Measured(network, "fp32", small.takes_sizes)(images)["logits"]
+    runtime = TorchRuntime(Measured(network, "bf16", small.takes_sizes), images, backend=None)
+    assert difference(runtime.run(images)["logits"], expected) < 0.1
 
 
 @pytest.mark.slow
