@@ -233,7 +233,7 @@ def _close(observed: Any, expected: Any, rtol: float, atol: float) -> bool:
         return observed.keys() >= compared and all(
             _close(observed[key], expected[key], rtol, atol) for key in compared
         )
-    if isinstance(expected, list) and isinstance(expected[0], dict | list):
+    if isinstance(expected, list) and expected and isinstance(expected[0], dict | list):
         return len(observed) == len(expected) and all(
             _close(one, other, rtol, atol) for one, other in zip(observed, expected, strict=True)
         )

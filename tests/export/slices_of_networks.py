@@ -132,14 +132,11 @@ def pipelines(test: Test, folder: Path, picture: Image.Image) -> list[Names]:
         of = _boxed if kind == "ObjectDetectionPipelineTests" else _masked
         thresholds = THRESHOLDS.get((kind, test["test"])) or THRESHOLDS[kind, ""] * len(checks)
         made = [of(seen, threshold) for threshold in thresholds]
-    return [
-        {
-            "outputs": [rows] * len(check["expected"])
-            if isinstance(check["expected"][0], list)
-            else rows
-        }
-        for rows, check in zip(made, checks, strict=True)
-    ]
+    names: list[Names] = []
+    for rows, check in zip(made, checks, strict=True):
+        several = bool(check["expected"]) and isinstance(check["expected"][0], list)
+        names.append({"outputs": [rows] * len(check["expected"]) if several else rows})
+    return names
 
 
 def _classes(seen: Seen) -> list[dict[str, Any]]:

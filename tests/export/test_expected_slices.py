@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -201,3 +202,54 @@ def test_every_test_is_run_or_has_a_reason() -> None:
         "published": len(PUBLISHED),
         "out of scope": len(verdicts) - len(WITHOUT_WEIGHTS) - len(PUBLISHED),
     }
+
+
+PIPELINES: dict[
+    tuple[str, str], tuple[str, str, list[dict[str, Any]]]
+] = {  # class and test of the file, as it sets the thresholds: network, task, what is asked
+    ("ImageClassificationPipelineTests", "test_small_model_pt"): (
+        "ViTForImageClassification",
+        "image-classification",
+        [{"top_k": 7}],
+    ),
+    ("ObjectDetectionPipelineTests", "test_large_model_pt"): (
+        "DetrForObjectDetection",
+        "object-detection",
+        [{"threshold": 0.5}, {"threshold": 0.5}],
+    ),
+    ("ImageSegmentationPipelineTests", "test_threshold"): (
+        "DetrForSegmentation",
+        "image-segmentation",
+        [{"threshold": 0.999}, {"threshold": 0.5}],
+    ),
+}
+
+
+@pytest.mark.parametrize("which", PIPELINES, ids=lambda which: which[0])
+def test_a_pipeline_of_transformers_gives_its_rows(which: tuple[str, str], tmp_path: Path) -> None:
+    kind, task, asked = PIPELINES[which]
+    one = written(kind, tmp_path)
+    picture = picture_of(DATA / "hf_coco_fixtures" / "000000039769.png")
+    pipeline = transformers.pipeline(task, model=one.model, image_processor=one.processor)
+    answers: list[Any] = [
+        [with_counts(row) for row in pipeline(picture, **options)] for options in asked
+    ]
+    assert any(answers)
+    if len(asked) > 1 and asked[0] == asked[1]:
+        answers[1] = [answers[1], answers[1]]
+    observed = "nested_simplify(outputs, decimals=4)"
+    checks = [{"observed": observed, "expected": rows, "check": "equal"} for rows in answers]
+    image = {"local": "hf_coco_fixtures/000000039769.png"}
+    test = {"arch": "pipelines", "class": which[0], "test": which[1], "images": [image]}
+    names = names_of({**test, "checks": checks}, tmp_path)
+    assert faults(checks, names) == []
+    fewer = {**checks[-1], "expected": checks[-1]["expected"][:-1]}
+    assert faults([fewer], names[-1:]) != []
+
+
+def with_counts(row: dict[str, Any]) -> dict[str, Any]:
+    """A pipeline's row with a mask as the file states it."""
+    if "mask" not in row:
+        return row
+    mask = np.asarray(row["mask"])
+    return {**row, "mask": {"shape": list(mask.shape), "white_pixels": int((mask == 255).sum())}}
