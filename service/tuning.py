@@ -211,8 +211,9 @@ def plan_for(
     entries = [entry for entry in profile.entries if entry.model == bundle.manifest.name]
     if not entries:
         return untuned("the tuning does not hold this model")
+    wanted = choice.runtime, choice.precision, choice.device.partition(":")[0]
     matching = [
-        e for e in entries if (e.runtime, e.precision) == (choice.runtime, choice.precision)
+        e for e in entries if (e.runtime, e.precision, e.device.partition(":")[0]) == wanted
     ]
     if not matching:
         tuned = sorted({f"{entry.runtime} {entry.precision}" for entry in entries})

@@ -113,6 +113,16 @@ def test_an_entry_of_something_else_is_not_used_and_the_plan_says_why(
     assert plan == Plan(untuned=reason)
 
 
+def test_figures_of_the_cpu_say_nothing_of_a_gpu_and_all_gpus_of_a_machine_share_theirs(
+    bundle: Bundle,
+) -> None:
+    of_cpu, of_gpu = (entry(bundle, device=device) for device in ("cpu", "cuda:0"))
+    on_gpu = Choice("openvino", "bf16", "cuda:1")
+    assert plan_for(bundle, on_gpu, tuned(HERE, of_cpu), HERE).untuned is not None
+    assert plan_for(bundle, BF16, tuned(HERE, of_gpu), HERE).untuned is not None
+    assert plan_for(bundle, on_gpu, tuned(HERE, of_gpu), HERE).untuned is None
+
+
 def test_figures_of_another_machine_are_not_used(bundle: Bundle) -> None:
     plan = plan_for(bundle, BF16, tuned(THERE, entry(bundle)), HERE)
     assert plan == Plan(
