@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import onnx
 import onnx_ir as ir
 import torch
 from onnxscript import values
@@ -119,9 +120,22 @@ def save(
 
 def _plugin(cells: Any, grids: Any, starts: Any, locations: Any, weights: Any) -> Any:
     """``models.deformable.fused_sample`` as the node that TensorRT finds its plugin by."""
-    operators = values.Opset(PLUGIN_DOMAIN, 1)
-    node = values.Op(operators, PLUGIN)
+    node = values.Op(values.Opset(PLUGIN_DOMAIN, 1), PLUGIN, _plugin_schema())
     return node(cells, grids, starts, locations, weights, plugin_version="2", plugin_namespace="")
+
+
+def _plugin_schema() -> onnx.defs.OpSchema:
+    schema, text = onnx.defs.OpSchema, onnx.defs.OpSchema.AttrType.STRING
+    kinds = {"value": "F", "grids": "I", "starts": "I", "locations": "F", "weights": "F"}
+    return schema(
+        PLUGIN,
+        PLUGIN_DOMAIN,
+        1,
+        inputs=[schema.FormalParameter(name, kind) for name, kind in kinds.items()],
+        outputs=[schema.FormalParameter("sums", "F")],
+        type_constraints=[("F", ["tensor(float)"], ""), ("I", ["tensor(int32)"], "")],
+        attributes=[schema.Attribute(n, text) for n in ("plugin_version", "plugin_namespace")],
+    )
 
 
 def _key(dtype: ir.DataType, content: bytes) -> str:

@@ -18,6 +18,7 @@ from export.to_onnx import PLUGIN, save, trace
 from export.to_tensorrt import build_engines
 from export.typed import Typed, samples
 from models.checkpoints import Loaded
+from models.deformable import sample
 from models.deformable_detr import DeformableDetr, DeformableDetrConfig
 from models.detr import Detr, DetrConfig
 from models.mask2former import Mask2Former, Mask2FormerConfig
@@ -146,22 +147,45 @@ def test_a_typed_graph_is_right_and_builds_for_any_batch(
 
 
 @pytest.mark.slow
-def test_forms_of_deformable_attention_build_where_the_library_has_them(
-    tmp_path: Path, library: Library
-) -> None:
+def test_the_form_with_grid_sample_builds_too(tmp_path: Path, library: Library) -> None:
     path, _ = write("deformable-detr", "bf16", tmp_path, "grid_sample")
     assert any(node.op_type == "GridSample" for node in onnx.load(path).graph.node)
     plan = build(path, batch_ranges([2]), library=library)
     assert wrong_types(plan.products, "bf16") is None
-    path, _ = write("deformable-detr", "bf16", tmp_path, "plugin")
-    nodes = [node for node in onnx.load(path).graph.node if node.op_type == PLUGIN]
-    assert len(nodes) == 3  # one for each layer
-    assert {a.name: a.s for a in nodes[0].attribute}["plugin_version"] == b"2"
+
+
+class Sampler(torch.nn.Module):
+    """Deformable attention's reading alone."""
+
+    def forward(
+        self, values: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        return {"sums": sample(values, locations, weights, ((2, 3), (1, 2)), "plugin")}
+
+
+def test_the_plugin_is_one_node_of_version_2_that_only_tensorrt_has(
+    tmp_path: Path, library: Library
+) -> None:
+    given = {
+        "values": torch.randn(2, 8, 3, 4).bfloat16(),
+        "locations": torch.rand(2, 5, 3, 2, 4, 2),
+        "weights": torch.rand(2, 5, 3, 2, 4),
+    }
+    save({"sampler.onnx": trace(Sampler(), given)}, tmp_path)
+    model = onnx.load(tmp_path / "sampler.onnx")
+    node = next(node for node in model.graph.node if node.op_type == PLUGIN)
+    assert {one.name: one.s for one in node.attribute} == {
+        "plugin_version": b"2",
+        "plugin_namespace": b"",
+    }
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    grids, starts = (onnx.numpy_helper.to_array(known[name]) for name in node.input[1:3])
+    assert grids.tolist() == [[2, 3], [1, 2]]
+    assert starts.tolist() == [0, 6]
+    assert grids.dtype == starts.dtype == np.int32
     if library.name == "tensorrt_rtx":  # which has no plugins
-        with pytest.raises(BadBundle, match=PLUGIN):
-            build(path, batch_ranges([2]), library=library)
-    else:
-        build(path, batch_ranges([2]), library=library)
+        with pytest.raises(BadBundle, match=f"cannot read sampler.onnx: {PLUGIN}"):
+            parse(tmp_path / "sampler.onnx", library)
 
 
 def test_a_demo_graph_builds_with_a_dynamic_batch_and_tells_how_far_it_is(
