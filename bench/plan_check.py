@@ -1,6 +1,6 @@
 """Does the planner say what a server does? Prediction and measurement of latency under load.
 
-    python -m bench.plan_check [--model NAME] [--rounds 3] [--duration 10] [--out FILE]
+    python -m bench.plan_check [--model NAME] [--rounds 3] [--duration 9] [--out FILE]
                                [--plot FILE.svg] [--page FILE.md]
 
 Each model is tuned, then a server of it is loaded in rounds: one request at a time (what
@@ -31,7 +31,7 @@ from rich.console import Console
 from bench.peers.graphs import VARIANTS, build
 from bench.peers.picture import draw
 from service.bench.client import Client, Reply
-from service.bench.load import Tally, arrivals, closed_loop, open_loop
+from service.bench.load import Tally, arrivals, open_loop
 from service.bench.report import describe_machine, distribution
 from service.bundle import load_repository
 from service.plan.around import TIMEOUT_S, Started, measure, started
@@ -47,8 +47,7 @@ Found = dict[str, Any]
 
 MODELS = ("vit-scenes", "vit-tiny")
 SHARES = (0.2, 0.4, 0.6, 0.8)
-CLIENTS = 32
-PART = 0.4  # of the duration, for the loads that tell little
+PART = 0.5  # of the duration, for one request at a time
 WITHIN = {"p50": 0.15, "p99": 0.25}
 SIMULATED = 40_000
 BEGIN, END = "<!-- plan.json -->\n", "<!-- end -->\n"
@@ -60,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.plan_check", description=__doc__)
     parser.add_argument("--model", action="append", help=f"repeatable; without: {MODELS}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--duration", type=float, default=10.0, help="seconds of a load and round")
+    parser.add_argument("--duration", type=float, default=9.0, help="seconds of a load and round")
     parser.add_argument("--tune-seconds", type=float, default=0.6)
     parser.add_argument("--work", type=Path, default=WORK, help="for exported networks")
     parser.add_argument("--out", type=Path, default=Path("plan.json"))
@@ -85,7 +84,7 @@ def main() -> None:
     if asked.plot is not None:
         plot(report, asked.plot)
     if asked.page is not None:
-        asked.page.write_text(put(asked.page.read_text(), table(report)))
+        asked.page.write_text(put(asked.page.read_text(), section(report)))
     Console(soft_wrap=True).print(table(report), markup=False, highlight=False)
 
 
@@ -99,10 +98,10 @@ def check(repository: Path, name: str, rounds: int, duration_s: float, tune_s: f
         task = next(b for b in load_repository(repository) if b.manifest.name == name).manifest
         path = f"/v1/{task.tasks[0]}?model={name}"
         with started(repository, tuning, entry) as server:
-            low, paces, loads = _rounds(server, path, pictures, rounds, duration_s)
-    around = merge([one for one, _ in low])
-    costs = costs_of(profile, entry, around, statistics.median(client_s for _, client_s in low))
-    capacity = statistics.median(paces)
+            low, loads = _rounds(server, path, pictures, rounds, duration_s)
+    around = merge(low)
+    costs = costs_of(profile, entry, around, clients_here=True)
+    capacity = around.full_per_s
     return {
         "model": name,
         "runtime": entry.runtime,
@@ -110,8 +109,11 @@ def check(repository: Path, name: str, rounds: int, duration_s: float, tune_s: f
         "streams": entry.streams,
         "threads": entry.threads,
         "batch": entry.batch,
-        "capacity": {"measured": round(capacity, 2), "predicted": round(costs.capacity, 2)},
-        "rounds_of_capacity": [round(pace, 2) for pace in paces],
+        "capacity": {
+            "measured": round(capacity, 2),
+            "of_the_profile": round(costs.capacity / costs.crowded, 2),
+            "rounds": [round(one.full_per_s, 2) for one in low],
+        },
         "costs": {**vars(costs), "rest_mean_s": costs.rest_mean_s},
         "points": [compare(costs, capacity, *load) for load in loads],
         "curve": [_curve(costs, share, capacity) for share in np.arange(0.05, 0.86, 0.1)],
@@ -159,7 +161,7 @@ def merge(rounds: Sequence[Around]) -> Around:
     """The median of each figure over the rounds."""
     fields: Found = {
         name: statistics.median(getattr(one, name) for one in rounds)
-        for name in ("before", "cpu_s")
+        for name in ("before", "cpu_s", "client_s", "full_per_s")
     }
     for name in ("rest_s", "infer_s"):
         rows = zip(*(getattr(one, name) for one in rounds), strict=True)
@@ -184,6 +186,21 @@ def table(report: Found) -> str:
                 cells += [f"{measured_s * 1000:.1f}", f"{said_s * 1000:.1f} ({off})"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def section(report: Found) -> str:
+    """What the page shows of a report."""
+    points = [point for model in report["models"] for point in model["points"]]
+    kept = {name: sum(point["within"][name] for point in points) for name in WITHIN}
+    bounds = ", ".join(
+        f"{count} of {len(points)} within {WITHIN[name]:.0%} of the measured {name}"
+        for name, count in kept.items()
+    )
+    return (
+        f"Predictions: {bounds} ({report['machine']['processor']}, {report['machine']['cores']} "
+        f"cores, {report['started'][:10]}). Milliseconds:\n\n{table(report)}\n"
+        "![latency by share of the capacity, predicted and measured](pictures/plan.svg)\n"
+    )
 
 
 def put(page: str, rows: str) -> str:
@@ -232,10 +249,9 @@ def _curve(costs: Costs, share: float, capacity: float) -> Found:
 
 def _rounds(
     server: Started, path: str, pictures: list[tuple[bytes, str]], rounds: int, duration_s: float
-) -> tuple[list[tuple[Around, float]], list[float], list[tuple[Tally, list[list[float]]]]]:
+) -> tuple[list[Around], list[tuple[Tally, list[list[float]]]]]:
     """By round, one at a time and the capacity; by share of that, all rounds' open loops."""
-    low: list[tuple[Around, float]] = []
-    paces: list[float] = []
+    low: list[Around] = []
     loads: list[tuple[Tally, list[list[float]]]] = [(Tally(), []) for _ in SHARES]
     client = Client(server.url, {}, TIMEOUT_S)
     request = client.compose("POST", path, *pictures[0])
@@ -245,14 +261,9 @@ def _rounds(
 
     async def load(index: int, turn: int) -> None:
         tally, sent = loads[index]
-        due_s = arrivals(SHARES[index] * paces[0], duration_s, 100 * turn + index)
+        due_s = arrivals(SHARES[index] * low[0].full_per_s, duration_s, 100 * turn + index)
         sent.append(due_s)
         await open_loop(send, tally, due_s)
-
-    async def saturate() -> None:
-        tally = Tally()
-        await closed_loop(send, tally, CLIENTS, duration_s * PART)
-        paces.append(len(tally.latencies_s) / tally.wall_s)
 
     async def close() -> None:
         client.close()
@@ -260,11 +271,10 @@ def _rounds(
     for turn in range(rounds):
         low.append(measure(server, path, pictures, duration_s * PART))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(saturate())
             for index in range(len(SHARES)):
                 runner.run(load(index, turn))
             runner.run(close())
-    return low, paces, loads
+    return low, loads
 
 
 def _tune(repository: Path, name: str, seconds: float, out: Path) -> None:

@@ -61,7 +61,8 @@ class Layout(Strict):
 
 
 class Around(Strict):
-    """What a request costs around its batch, one at a time (``saccade plan --measure``).
+    """What a request costs around its batch, one at a time, and what a full server does
+    (``saccade plan --measure``).
 
     ``rest_s`` and ``infer_s`` are quantiles at even steps from the least to the 99th percentile.
     """
@@ -75,6 +76,8 @@ class Around(Strict):
     infer_s: list[float] = Field(min_length=2)
     before: float = Field(ge=0, le=1, description="the part of rest_s that comes before the queue")
     cpu_s: float = Field(gt=0, description="processor seconds of the processes that speak HTTP")
+    client_s: float = Field(ge=0, description="processor seconds of the client that measured")
+    full_per_s: float = Field(gt=0, description="pictures a second, many at a time")
 
 
 class Entry(Strict):

@@ -1,11 +1,12 @@
 """Measures what a request costs around its batch, with a server of this machine that gets one at a
-time.
+time, and what it does when it is full.
 """
 
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ from service.tuning import Around, Entry
 START_S, STOP_S, TIMEOUT_S = 300.0, 60.0, 60.0
 WARM_S = 1.0
 LEAST_REQUESTS = 20
+CLIENTS = 32
+FULL = 0.5
+"""Of the time, for a full server."""
 BEFORE = ("wait", "decode", "preprocess")
 AFTER = ("postprocess", "encode")
 QUANTILES = np.linspace(0, 99, 34)  # in percent, as in ``Around``
@@ -42,11 +46,21 @@ class Started:
 
 @contextmanager
 def started(repository: Path, tuning: Path, entry: Entry) -> Iterator[Started]:
-    """A server of the repository, in the arithmetic of an entry, as long as the block lasts.
+    """A server of one model of the repository, in the arithmetic of its entry, as long as the block
+    lasts.
 
     Raises:
         StartError: it does not come up.
     """
+    with tempfile.TemporaryDirectory(prefix="saccade-plan-") as folder:
+        # Alone, as other models may not have been proven in that arithmetic.
+        (Path(folder) / entry.model).symlink_to((repository / entry.model).resolve())
+        with _serving(Path(folder), tuning, entry) as server:
+            yield server
+
+
+@contextmanager
+def _serving(repository: Path, tuning: Path, entry: Entry) -> Iterator[Started]:
     flags = {
         "port": "0",
         "host": "127.0.0.1",
@@ -64,9 +78,9 @@ def started(repository: Path, tuning: Path, entry: Entry) -> Iterator[Started]:
         try:
             first = process.stdout.readline()
             if " at http" not in first:
-                raise StartError(f"no server starts here; see why with: saccade {_typed(flags)}")
+                raise StartError("no server starts here; saccade doctor may say why")
             found = Started(first.split(" at ")[1].strip(), process.pid)
-            _wait_until_ready(found.url)
+            _wait_until_ready(found.url, process)
             yield found
         finally:
             process.terminate()
@@ -78,22 +92,22 @@ def started(repository: Path, tuning: Path, entry: Entry) -> Iterator[Started]:
 
 def measure(
     server: Started, path: str, pictures: list[tuple[bytes, str]], seconds: float
-) -> tuple[Around, float]:
-    """One request after the other to a route; also the processor seconds of the client for each.
+) -> Around:
+    """One request after the other to a route for so long, then many at a time.
 
     Raises:
         StartError: the server refuses the pictures, or answers too few.
     """
     tally = Tally()
 
-    async def drive(duration_s: float) -> None:
+    async def drive(duration_s: float, clients: int = 1) -> None:
         client = Client(server.url, {}, TIMEOUT_S)
         requests = [client.compose("POST", path, data, kind) for data, kind in pictures]
 
         async def send(index: int) -> Reply:
             return await client.send(requests[index % len(requests)])
 
-        await closed_loop(send, tally, 1, duration_s)
+        await closed_loop(send, tally, clients, duration_s)
         client.close()
 
     uvloop.run(drive(WARM_S))
@@ -103,16 +117,23 @@ def measure(
     uvloop.run(drive(seconds))
     api_s, client_s = cpu_s(server.pid) - api_s, time.process_time() - client_s
     _check(tally, LEAST_REQUESTS)
-    client_s /= tally.requests
-    around = around_of(tally, pictures, api_s / tally.requests, client_s)
-    return around, client_s
+    alone, tally = tally, Tally()
+    uvloop.run(drive(seconds * FULL, CLIENTS))
+    _check(tally, 1)
+    full_per_s = len(tally.latencies_s) / tally.wall_s
+    api_s, client_s = (spent_s / alone.requests for spent_s in (api_s, client_s))
+    return around_of(alone, pictures, api_s, client_s, full_per_s)
 
 
 def around_of(
-    tally: Tally, pictures: list[tuple[bytes, str]], cpu_s: float, client_s: float
+    tally: Tally,
+    pictures: list[tuple[bytes, str]],
+    cpu_s: float,
+    client_s: float,
+    full_per_s: float,
 ) -> Around:
     """What a tally of one request at a time says; ``cpu_s`` and ``client_s`` are processor time of
-    each request, in the server's HTTP processes and in the client.
+    each request, in the server's HTTP processes and in the client, ``full_per_s`` what many reach.
     """
     infer_s = [stage_means([timing])["infer"] for timing in tally.timings]
     latencies_s = zip(tally.latencies_s, infer_s, strict=True)
@@ -131,6 +152,8 @@ def around_of(
         infer_s=[float(value) for value in np.percentile(infer_s, QUANTILES)],
         before=(before_s + other_s / 2) / (before_s + after_s + other_s),
         cpu_s=cpu_s or statistics.mean(rest_s),
+        client_s=client_s,
+        full_per_s=full_per_s,
     )
 
 
@@ -144,8 +167,8 @@ def _check(tally: Tally, least: int) -> None:
         )
 
 
-def _wait_until_ready(url: str) -> None:
-    """Raises: StartError: that took longer than START_S."""
+def _wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
+    """Raises: StartError: that took longer than START_S, or the server has ended."""
     deadline_s = time.monotonic() + START_S
 
     async def ask() -> bool:
@@ -158,8 +181,10 @@ def _wait_until_ready(url: str) -> None:
             client.close()
 
     while not uvloop.run(ask()):
-        if time.monotonic() > deadline_s:
-            raise StartError(f"the server was not ready after {START_S:.0f} s")
+        if time.monotonic() > deadline_s or process.poll() is not None:
+            raise StartError(
+                "the server does not get ready; saccade doctor may say why, or: saccade serve"
+            )
         time.sleep(0.2)
 
 
@@ -178,7 +203,3 @@ def cpu_s(pid: int, proc: Path = Path("/proc")) -> float:
             below.add(int(folder.name))
             ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _typed(flags: dict[str, str]) -> str:
-    return "serve " + " ".join(f"--{name} {value}" for name, value in flags.items())

@@ -143,7 +143,7 @@ def measure_around(
     route = f"/v1/{bundles[entry.model].manifest.tasks[0]}?model={entry.model}"
     pictures = read_pictures(sending.images or SCENES)
     with started(repository, path, entry) as server:
-        around, _ = measure(server, route, pictures, sending.seconds)
+        around = measure(server, route, pictures, sending.seconds)
     arithmetic = (entry.model, entry.runtime, entry.precision)
     entries = [
         one.model_copy(update={"around": around})

@@ -7,12 +7,15 @@ Threads share the cores evenly, so each advances at ``pace / threads``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from service.tune.pick import REST_CPU_S
 from service.tuning import Around, Entry, Layout, Profile
+
+LEAST_CROWDED, MOST_CROWDED = 0.5, 1.5
+"""Beyond these the profile and the measurement are not of the same state of a machine."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Costs:
     ``rest_s`` are quantiles of the wall time of a request outside its batch, ``jitter`` of the time
     of a batch, relative to its median. Of the rest the part ``before`` comes before the queue, and
     the part ``on_cores`` occupies a core; ``beside_s`` is processor time after the answer.
-    ``client_s`` is the processor time of a client on the same cores.
+    ``client_s`` is the processor time of a client on the same cores. ``crowded`` is what more
+    threads than cores do, relative to as many as there are cores.
     """
 
     paces: tuple[float, ...]
@@ -42,6 +46,7 @@ class Costs:
     processes: int = 2
     decoders: int = 1
     on_device: bool = False
+    crowded: float = 1.0
 
     @property
     def cores(self) -> int:
@@ -53,7 +58,8 @@ class Costs:
         if threads <= 1:
             return threads
         if threads >= self.cores:
-            return self.paces[-1]
+            beyond = min(threads - self.cores, 1.0)
+            return self.paces[-1] * (1 + beyond * (self.crowded - 1))
         below = int(threads)
         step = self.paces[below] - self.paces[below - 1]
         return self.paces[below - 1] + (threads - below) * step
@@ -81,10 +87,11 @@ class Costs:
         sizes = range(1, self.batch + 1)
         if self.on_device:
             best = max(self.streams * size / self.batch_s(size) for size in sizes)
-            return min(best, self.paces[-1] / self.rest_cpu_s)
+            return min(best, self.paces[-1] * self.crowded / self.rest_cpu_s)
         picture_s = min(self.threads * self.work_s[size - 1] / size for size in sizes)
         by_streams = max(self.streams * size / self.batch_s(size) for size in sizes)
-        return min(by_streams, self.paces[-1] / (picture_s + self.rest_cpu_s))
+        full = self.paces[-1] * self.crowded
+        return min(by_streams, full / (picture_s + self.rest_cpu_s))
 
     def draw_rest_s(self, at: np.ndarray) -> np.ndarray:
         """Wall times outside the batch, at places of their distribution from 0 to 1."""
@@ -95,8 +102,11 @@ class Costs:
         return _at(self.jitter, at)
 
 
-def costs_of(profile: Profile, entry: Entry, around: Around | None, client_s: float = 0.0) -> Costs:
-    """The costs of a canvas of a model on the machine that was measured.
+def costs_of(
+    profile: Profile, entry: Entry, around: Around | None, clients_here: bool = False
+) -> Costs:
+    """The costs of a canvas of a model on the machine that was measured; ``clients_here`` are on
+    its cores, as they are when it is measured.
 
     Without ``around`` the rest of a request is what ``saccade tune`` takes it for.
     """
@@ -118,13 +128,14 @@ def costs_of(profile: Profile, entry: Entry, around: Around | None, client_s: fl
     if alone is not None:
         share = plain.pace(alone.threads) / alone.threads
         lone = (alone.latency_s + extra_s) * share, alone.threads
-    fields = vars(plain) | {"work_s": work_s, "lone": lone, "client_s": client_s}
+    fields = vars(plain) | {"work_s": work_s, "lone": lone}
     if around is None:
         return Costs(**fields)
     rest_s = float(np.mean(_between(around.rest_s, 200)))
-    return Costs(
+    found = Costs(
         **fields
         | {
+            "client_s": around.client_s,
             "rest_s": tuple(around.rest_s),
             "jitter": tuple(second / median_s for second in around.infer_s),
             "before": around.before,
@@ -134,6 +145,11 @@ def costs_of(profile: Profile, entry: Entry, around: Around | None, client_s: fl
             "decoders": around.decoders,
         }
     )
+    # Caches that decoding and the model take from each other, and turns of many threads on few
+    # cores: what a full server does tells how much that comes to.
+    crowded = min(max(around.full_per_s / found.capacity, LEAST_CROWDED), MOST_CROWDED)
+    client_s = around.client_s if clients_here else 0.0
+    return replace(found, crowded=crowded, client_s=client_s)
 
 
 def _layout(entry: Entry, streams: int, threads: int) -> Layout:

@@ -65,7 +65,7 @@ class Replica:
         self._done_s = 0.0
         self._pace = 1.0  # of each thread
         self._threads = 0
-        self._paces = [costs.pace(n) / max(n, 1) for n in range(costs.cores + 1)]
+        self._paces = [costs.pace(n) / max(n, 1) for n in range(costs.cores + 2)]
         self._tasks: list[tuple[float, int, int, End, Any]] = []  # by the work done at their end
         self._timers: list[tuple[float, int, End, Any]] = []  # by time
         self._begun = 0
@@ -124,9 +124,9 @@ class Replica:
 
     def _occupy(self, threads: int) -> None:
         self._threads += threads
-        count, cores = self._threads, len(self._paces) - 1
+        count, most = self._threads, len(self._paces) - 1
         if count:
-            self._pace = self._paces[count] if count <= cores else self._paces[-1] * cores / count
+            self._pace = self._paces[count] if count <= most else self._paces[-1] * most / count
 
     def _decode_next(self, process: int) -> None:
         if self._free[process] and self._lines[process]:

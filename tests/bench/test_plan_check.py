@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan_check import BEGIN, END, WITHIN, compare, merge, plot, put, replay, table
+from bench.plan_check import BEGIN, END, WITHIN, compare, merge, plot, put, replay, section, table
 from service.bench.load import Tally, arrivals
 from service.plan.costs import Costs
 from service.tuning import Around
@@ -21,6 +21,7 @@ def point(p50_ms: float, p99_ms: float) -> dict[str, object]:
         "rate": 40.0,
         "measured_s": {"p50": p50_ms / 1000, "p99": p99_ms / 1000},
         "predicted_s": {"p50": 0.01, "p99": 0.04},
+        "within": {"p50": False, "p99": True},
     }
 
 
@@ -51,11 +52,14 @@ def test_rounds_are_merged_figure_by_figure() -> None:
             infer_s=[0.01, 0.02],
             before=0.5,
             cpu_s=0.001 * number,
+            client_s=0.0,
+            full_per_s=100 * number,
         )
         for number in (1, 2, 9)
     ]
     merged = merge(rounds)
     assert (merged.rest_s, merged.cpu_s, merged.requests) == ([0.002, 0.002], 0.002, 30)
+    assert merged.full_per_s == 200
 
 
 def test_the_table_goes_between_the_marks_of_the_page_and_the_plot_is_drawn(tmp_path: Path) -> None:
@@ -66,17 +70,25 @@ def test_the_table_goes_between_the_marks_of_the_page_and_the_plot_is_drawn(tmp_
         "curve": curve,
         "capacity": {"measured": 100.0},
     }
-    rows = table({"models": [model]})
+    machine = {"processor": "Small", "cores": 2}
+    report = {"models": [model], "machine": machine, "started": "2030-01-01T00:00:00+00:00"}
+    rows = table(report)
     assert rows.splitlines()[2] == "| tiny | 40% | 40.0 | 12.5 | 10.0 (-20%) | 50.0 | 40.0 (-20%) |"
     page = put(f"before\n{BEGIN}old\n{END}after\n", rows)
     assert page == f"before\n{BEGIN}{rows}{END}after\n"
     with pytest.raises(ValueError, match="the page has no"):
         put("nothing", rows)
-    plot({"models": [model]}, tmp_path / "plan.svg")
+    said = section(report)
+    assert said.startswith(
+        "Predictions: 0 of 1 within 15% of the measured p50, 1 of 1 within 25% of the measured p99 "
+        "(Small, 2 cores, 2030-01-01). Milliseconds:"
+    )
+    assert rows in said
+    plot(report, tmp_path / "plan.svg")
     assert "share of the measured capacity" in (tmp_path / "plan.svg").read_text()
 
 
 @pytest.mark.skipif(not MEASURED.exists(), reason="nothing was measured yet")
 def test_the_page_shows_what_was_measured() -> None:
     page = (ROOT / "docs" / "planning.md").read_text()
-    assert put(page, table(json.loads(MEASURED.read_text()))) == page
+    assert put(page, section(json.loads(MEASURED.read_text()))) == page

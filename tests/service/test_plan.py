@@ -194,6 +194,13 @@ def test_threads_that_are_more_than_the_cores_share_them() -> None:
     assert arrive(costs, 0.0)[0] == [0.008]
 
 
+def test_more_threads_than_cores_are_as_slow_as_a_full_server_says() -> None:
+    costs = Costs((1.0, 2.0), 3, 1, 1, (0.008,), rest_s=NOTHING, crowded=0.8)
+    assert arrive(costs, 0.0, 0.0)[0] == [0.008, 0.008]
+    assert arrive(costs, 0.0, 0.0, 0.0)[0] == [0.015, 0.015, 0.015]
+    assert (costs.pace(2), costs.pace(2.5), costs.pace(4)) == pytest.approx((2.0, 1.8, 1.6))
+
+
 def test_a_picture_with_nothing_beside_it_runs_in_its_own_runtime() -> None:
     costs = Costs((1.0, 2.0), 2, 1, 1, (0.008,), lone=(0.005, 2), rest_s=NOTHING)
     assert arrive(costs, 0.0)[0] == [0.005]
@@ -310,6 +317,8 @@ def around(**changes: Any) -> Around:
         "infer_s": [0.011, 0.011],
         "before": 0.75,
         "cpu_s": 0.003,
+        "client_s": 0.001,
+        "full_per_s": 120,
     }
     return Around.model_validate(fields | changes)
 
@@ -317,10 +326,12 @@ def around(**changes: Any) -> Around:
 def test_what_a_server_adds_to_each_batch_and_to_each_request_is_taken_from_the_measurement() -> (
     None
 ):
-    costs = costs_of(profile(entry()), entry(), around(), client_s=0.001)
+    costs = costs_of(profile(entry()), entry(), around(), clients_here=True)
     assert costs.work_s[0] == pytest.approx(0.010 + 0.001 * 0.8)
     assert (costs.on_cores, costs.beside_s) == pytest.approx((0.75, 0.0))
     assert costs.rest_cpu_s == pytest.approx(0.004)
+    assert costs.capacity == pytest.approx(120)
+    assert costs_of(profile(entry()), entry(), around()).capacity > 120
     busier = costs_of(profile(entry()), entry(), around(cpu_s=0.006))
     assert (busier.on_cores, busier.beside_s) == pytest.approx((1.0, 0.002))
 
@@ -341,11 +352,11 @@ def test_requests_one_at_a_time_are_taken_apart_by_the_server_s_own_stages() -> 
     timing = "wait;dur=0.5, decode;dur=2, preprocess;dur=1, queue;dur=0.2, infer;dur=10, "
     timing += "postprocess;dur=0.3, encode;dur=0.2, total;dur=15"
     tally = Tally(latencies_s=[0.016] * 50, timings=[timing] * 50)
-    found = around_of(tally, [(b"12345678", "image/jpeg")], 0.0045, 0.001)
+    found = around_of(tally, [(b"12345678", "image/jpeg")], 0.0045, 0.001, 90.0)
     assert found.rest_s == pytest.approx([0.005] * 34)
     assert found.infer_s == pytest.approx([0.010] * 34)
     assert found.before == pytest.approx((3.5 + 0.5) / 5)
-    assert (found.cpu_s, found.mean_bytes) == (0.0045, 8)
+    assert (found.cpu_s, found.mean_bytes, found.full_per_s) == (0.0045, 8, 90.0)
 
 
 def test_the_processor_time_is_that_of_the_http_and_decoding_processes(tmp_path: Path) -> None:
