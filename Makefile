@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The CPU build of torch; a plain "torch" may bring gigabytes of CUDA packages.
 TORCH := torch==2.13.0
 
-.PHONY: serve test test-slow lint bench demo clean
+.PHONY: serve test test-slow lint bench gpu-check demo clean
 
 serve: $(VENV)/.serving
 	$(BIN)/saccade serve
@@ -23,6 +23,10 @@ lint: $(VENV)/.development
 
 bench: $(VENV)/.development
 	$(BIN)/python -m bench.server_vs_bare
+
+# On a machine with a GPU of its own, where torch is there already: python -m bench.gpu_check
+gpu-check: $(VENV)/.development
+	$(BIN)/python -m bench.gpu_check
 
 demo: $(VENV)/.development
 	$(BIN)/python -m export.demo.build vit --work build/demo --repository build/repository
