@@ -537,9 +537,13 @@ def test_a_build_at_the_start_is_told_as_a_phase_of_it(
         return open_graph(DEMO / "model.onnx", Choice("onnxruntime", "fp32"))
 
     asked: list[Any] = []
-    choice = Choice("onnxruntime", "fp32")
+
+    def chosen(*given: Any) -> list[Choice]:
+        asked.append(given)
+        return [Choice("onnxruntime", "fp32")]
+
     monkeypatch.setattr(models, "open_runtime", opened)
-    monkeypatch.setattr(models, "candidates", lambda *given: asked.append(given) or [choice])
+    monkeypatch.setattr(models, "candidates", chosen)
     repository = engine_bundle.folder.parents[1]
     settings = Settings(repository=repository, engines="rebuild", cache="off")
     said: list[str] = []
