@@ -50,6 +50,7 @@ SHARES = (0.2, 0.4, 0.6, 0.8)
 PART = 0.5  # of the duration, for one request at a time
 WITHIN = {"p50": 0.15, "p99": 0.25}
 SIMULATED = 40_000
+FLEET = 2000
 BEGIN, END = "<!-- plan.json -->\n", "<!-- end -->\n"
 WORK = Path("build/plan")
 
@@ -79,6 +80,7 @@ def main() -> None:
         "rounds": asked.rounds,
         "duration_s": asked.duration,
         "models": models,
+        "simulator": speed(),
     }
     asked.out.write_text(json.dumps(report, indent=2) + "\n")
     if asked.plot is not None:
@@ -118,6 +120,18 @@ def check(repository: Path, name: str, rounds: int, duration_s: float, tune_s: f
         "points": [compare(costs, capacity, *load) for load in loads],
         "curve": [_curve(costs, share, capacity) for share in np.arange(0.05, 0.86, 0.1)],
     }
+
+
+def speed() -> Found:
+    """Processor seconds of the simulation of a million pictures, every replica of a fleet."""
+    costs = Costs((1.0, 1.7), 2, 1, 8, tuple(0.004 + 0.01 * size for size in range(1, 9)))
+    traffic = Traffic(FLEET * 0.7 * costs.capacity)
+    found: Found = {"replicas": FLEET}
+    for balancer in ("random", "least-outstanding"):
+        began_s = time.process_time()
+        simulate(costs, traffic, FLEET, balancer, FLEET * 50, sample=FLEET)
+        found[balancer] = round((time.process_time() - began_s) / (FLEET * 50) * 1e6, 1)
+    return found
 
 
 def compare(costs: Costs, capacity: float, tally: Tally, due_s: list[list[float]]) -> Found:
@@ -199,6 +213,10 @@ def section(report: Found) -> str:
     return (
         f"Predictions: {bounds} ({report['machine']['processor']}, {report['machine']['cores']} "
         f"cores, {report['started'][:10]}). Milliseconds:\n\n{table(report)}\n"
+        f"Simulating every one of {report['simulator']['replicas']} replicas takes "
+        f"{report['simulator']['random']:.0f} s of a core for a million images, "
+        f"{report['simulator']['least-outstanding']:.0f} where the balancer looks for the fewest "
+        "under way.\n\n"
         "![latency by share of the capacity, predicted and measured](pictures/plan.svg)\n"
     )
 

@@ -71,7 +71,12 @@ def test_the_table_goes_between_the_marks_of_the_page_and_the_plot_is_drawn(tmp_
         "capacity": {"measured": 100.0},
     }
     machine = {"processor": "Small", "cores": 2}
-    report = {"models": [model], "machine": machine, "started": "2030-01-01T00:00:00+00:00"}
+    report = {
+        "models": [model],
+        "machine": machine,
+        "started": "2030-01-01T00:00:00+00:00",
+        "simulator": {"replicas": 2000, "random": 12.3, "least-outstanding": 25.1},
+    }
     rows = table(report)
     assert rows.splitlines()[2] == "| tiny | 40% | 40.0 | 12.5 | 10.0 (-20%) | 50.0 | 40.0 (-20%) |"
     page = put(f"before\n{BEGIN}old\n{END}after\n", rows)
@@ -84,6 +89,7 @@ def test_the_table_goes_between_the_marks_of_the_page_and_the_plot_is_drawn(tmp_
         "(Small, 2 cores, 2030-01-01). Milliseconds:"
     )
     assert rows in said
+    assert "Simulating every one of 2000 replicas takes 12 s of a core" in said
     plot(report, tmp_path / "plan.svg")
     assert "share of the measured capacity" in (tmp_path / "plan.svg").read_text()
 

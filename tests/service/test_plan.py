@@ -21,7 +21,7 @@ from service.plan.estimate import estimate
 from service.plan.fleet import Traffic, simulate
 from service.plan.replica import Replica, Seen
 from service.plan.search import Target, find
-from service.tuning import Around, Entry, Machine, Profile, read_tuning, write_profile
+from service.tuning import Around, Entry, Machine, Profile, read_tuning, this_machine, write_profile
 
 HERE = Machine(cpu="Small", cores=2, libraries={"openvino": "1"})
 WHEN = "2030-01-01T00:00:00+00:00"
@@ -462,3 +462,17 @@ def test_what_cannot_be_planned_is_one_sentence(
     ended = run(tmp_path, *words)
     assert isinstance(ended.exception, StartError)
     assert sentence in str(ended.exception)
+
+
+@pytest.mark.slow
+def test_measuring_starts_a_server_and_keeps_what_it_found(tmp_path: Path) -> None:
+    path = tuned(tmp_path, entry(model="vit-scenes", precision="fp32"), machine=this_machine())
+    words = ["--model", "vit-scenes", "--tuning", str(path), "--measure", "--seconds", "4"]
+    known = ["plan", "--rate", "1", "--p99", "60s", "--json", *words]
+    ended = CliRunner().invoke(app, known)
+    assert ended.exit_code == 0, ended.exception
+    assert json.loads(ended.stdout)["rest_measured"]
+    kept = read_tuning(path).profiles[0].entries[0].around
+    assert kept is not None
+    assert 0 < kept.cpu_s < kept.rest_s[-1] * 10
+    assert kept.requests >= 20
