@@ -67,7 +67,7 @@ def another_value(name: str, field: FieldInfo) -> Any:
     if name in TEXTS:
         return TEXTS[name]
     if isinstance(field.default, str):
-        return get_args(field.annotation)[-2]
+        return [one for one in get_args(field.annotation) if one != field.default][-1]
     if isinstance(field.default, float):
         return field.default + 1.125
     bounds = [bound.le for bound in field.metadata if hasattr(bound, "le")]
