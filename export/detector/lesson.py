@@ -1,6 +1,4 @@
-"""The lesson of a detector from few pictures: that of the demo detector, and more answers to
-every box.
-"""
+"""The lesson of a detector from few pictures, much like that of the demo detector."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +8,7 @@ from export.demo.scoring import BoxTruth, Detections, average_precision
 from export.demo.training.cells import CELL_PX, CellHeads
 from export.demo.training.detect import Boxes, backbone_config, box_losses, whole
 from export.demo.training.loop import Figures, Losses
-from export.demo.training.matching import corners, match_many
+from export.demo.training.matching import corners
 from export.detector.pictures import Batch, Pictures, plain
 from models.deformable_detr import DeformableDetr, DeformableDetrConfig
 
@@ -21,7 +19,9 @@ KEPT = 0.998
 
 
 def detector_config(canvas: tuple[int, int], classes: int, queries: int) -> DeformableDetrConfig:
-    """The demo detector for another canvas and other classes."""
+    """The demo detector for another canvas and other classes, in one stage: queries with a place
+    of their own sooner agree on which of them answers for one of many things alike.
+    """
     return DeformableDetrConfig(
         canvas=canvas,
         backbone=backbone_config(),
@@ -30,18 +30,17 @@ def detector_config(canvas: tuple[int, int], classes: int, queries: int) -> Defo
         dim=64,
         heads=4,
         encoder_layers=1,
-        decoder_layers=3,
+        decoder_layers=4,
         mlp_dim=256,
         levels=3,
         refine=True,
-        two_stage=True,
         groups=32,
     )
 
 
 class BoxLesson(nn.Module):
-    """Boxes and classes after every decoder layer, proposals of several cells for every box, and
-    what the cells show to the maps of the backbone.
+    """Boxes and classes after every decoder layer, and what the cells show to the maps of the
+    backbone.
 
     ``average`` is the mean of the network over its last steps, which is what one keeps.
     """
@@ -66,9 +65,7 @@ class BoxLesson(nn.Module):
         cells = self.cell_heads(maps, cell_shares(batch, self.model.config.classes, CELL_PX))
         by_layer = [box_losses(named["logits"], named["boxes"], batch.boxes) for named in layers]
         losses = {name: torch.stack([one[name] for one in by_layer]).mean() for name in by_layer[0]}
-        proposals = layers[-1]["proposal_logits"][..., :1], layers[-1]["proposal_boxes"]
-        proposed = box_losses(*proposals, batch.boxes, match_many)
-        return losses | {"proposals": torch.stack(list(proposed.values())).sum(), "cells": cells}
+        return losses | {"cells": cells}
 
 
 def cell_shares(batch: Batch, classes: int, side: int) -> Tensor:

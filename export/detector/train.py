@@ -40,6 +40,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     pictures, validation = read(data, "train", canvas), read(data, "val", canvas)
     recipe = Recipe(steps=steps, batch=batch, muon_rate=5e-3, adam_rate=8e-4, check_every=100)
+    torch.manual_seed(recipe.seed)
     model = DeformableDetr(detector_config(canvas, len(pictures.labels), queries))
     lesson = taught(model, pictures, validation, recipe, work)
     kept = DeformableDetr(model.config)
@@ -53,7 +54,6 @@ def taught(
     model: DeformableDetr, pictures: Pictures, validation: Pictures, recipe: Recipe, work: Path
 ) -> BoxLesson:
     """The finished lesson. WORK/curve.jsonl has the figures and the time at every check."""
-    torch.manual_seed(recipe.seed)
     learn_statistics(model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     lesson = BoxLesson(model)
@@ -61,7 +61,7 @@ def taught(
 
     def validate() -> Figures:
         figures = precision(lesson.average, validation)
-        clock.note(figures)
+        clock.note(int(lesson.average.n_averaged), figures)
         return figures
 
     matrices = [*matrices_of(model.encoder), *matrices_of(model.decoder)]
@@ -80,13 +80,15 @@ class _Clock:
         self._wall_s = before["wall_s"] - time.monotonic()
         self._cpu_s = before["cpu_s"] - time.process_time()
 
-    def note(self, figures: Figures) -> None:
-        times = {
+    def note(self, step: int, figures: Figures) -> None:
+        line = {
+            "step": step,
             "wall_s": round(self._wall_s + time.monotonic(), 1),
             "cpu_s": round(self._cpu_s + time.process_time(), 1),
+            **figures,
         }
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(times | figures) + "\n")
+            file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

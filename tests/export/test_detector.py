@@ -3,22 +3,23 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from export.demo.training.detect import Boxes, learn_statistics
-from export.demo.training.loop import Recipe
-from export.demo.training.matching import match, match_many
-from export.detector import voc
+from export.detector import train, voc
 from export.detector.augment import batches, cut, moved_by, random_views, side_by_side
-from export.detector.lesson import BoxLesson, cell_shares, detector_config, precision
+from export.detector.lesson import BoxLesson, cell_shares, detector_config
 from export.detector.pictures import Batch, Pictures, plain, read
-from export.detector.train import taught
+from models.checkpoints import load_model, open_checkpoint
 from models.deformable_detr import DeformableDetr
+from service.cli import app
 from service.geometry import Size
 
 THING = (
@@ -162,20 +163,6 @@ def test_cells_show_the_smaller_of_two_ellipses() -> None:
     assert shares[4, 0, 3] == 0
 
 
-def test_many_cells_answer_for_a_box_and_each_for_one() -> None:
-    cost = torch.tensor([[[1.0, 2.0], [2.0, 1.5], [3.0, 9.0], [9.0, 9.0]]])
-    found = match_many(cost, torch.tensor([[True, True]]), answers=2)
-    assert list(zip(found.queries.tolist(), found.segments.tolist(), strict=True)) == [
-        (0, 0),
-        (1, 1),
-    ]
-    found = match_many(cost, torch.tensor([[True, False]]), answers=3)
-    assert found.queries.tolist() == [0, 1, 2]
-    assert found.segments.tolist() == [0, 0, 0]
-    one = match_many(cost, torch.tensor([[True, False]]), answers=1)
-    assert torch.equal(one.queries, match(cost, torch.tensor([[True, False]])).queries)
-
-
 def test_a_step_lowers_what_the_lesson_loses() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -187,7 +174,7 @@ def test_a_step_lowers_what_the_lesson_loses() -> None:
     totals = []
     for _ in range(4):
         losses = lesson(batch)
-        assert set(losses) == {"class", "distance", "apart", "proposals", "cells"}
+        assert set(losses) == {"class", "distance", "apart", "cells"}
         total = torch.stack(list(losses.values())).sum()
         total.backward()
         optimizer.step()
@@ -196,18 +183,66 @@ def test_a_step_lowers_what_the_lesson_loses() -> None:
     assert totals == sorted(totals, reverse=True)
 
 
-def test_a_small_detector_goes_its_course_and_its_average_is_what_is_kept(tmp_path: Path) -> None:
-    pictures = bright_boxes(8, (64, 64))
-    torch.manual_seed(0)
-    model = DeformableDetr(detector_config((64, 64), 2, 10))
-    torch.set_num_threads(1)
-    recipe = Recipe(steps=30, batch=4, adam_rate=2e-3, warmup_steps=5, check_every=15)
-    lesson = taught(model, pictures, pictures, recipe, tmp_path)
-    curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
-    assert len(curve) == 2
-    assert 0 < curve[0]["cpu_s"] < curve[1]["cpu_s"]
-    assert int(lesson.average.n_averaged) == 30
-    assert precision(lesson.average.eval(), pictures)["AP50"] == pytest.approx(curve[1]["AP50"])
-    state = torch.load(tmp_path / "state.pt", weights_only=True)["lesson"]
-    name = "proposals.cells.weight"
-    assert not torch.equal(state[f"model.{name}"], state[f"average.module.{name}"])
+def coco_folder(root: Path, count: int, size: tuple[int, int]) -> Path:
+    """``bright_boxes`` on disk; every split has pictures of its own."""
+    pictures = bright_boxes(3 * count, size)
+    (root / "annotations").mkdir(parents=True)
+    names = dict(enumerate(pictures.labels, 1))
+    for number, split in enumerate(voc.SPLITS):
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        (root / split).mkdir()
+        for row in range(number * count, (number + 1) * count):
+            name = f"{row}.png"
+            Image.fromarray(pictures.images[row].numpy()).save(root / split / name)
+            images.append({"id": row, "file_name": name, "height": size[0], "width": size[1]})
+            x0, y0, x1, y1 = (
+                pictures.boxes.corners[row, 0] * torch.tensor(size[::-1] * 2)
+            ).tolist()
+            kind = int(pictures.boxes.classes[row, 0]) + 1
+            box = [x0, y0, x1 - x0, y1 - y0]
+            annotations.append({"id": row, "image_id": row, "category_id": kind, "bbox": box})
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": kind, "name": name} for kind, name in names.items()],
+        }
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def curve_of(work: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (work / "curve.jsonl").read_text().splitlines()]
+
+
+def test_a_training_goes_on_where_it_ended_and_keeps_the_average(tmp_path: Path) -> None:
+    data, work = coco_folder(tmp_path / "data", 4, (64, 64)), tmp_path / "work"
+    for steps in (2, 3):
+        train.main(data, work, (64, 64), queries=10, steps=steps, batch=4, threads=1)
+    first, second = curve_of(work)
+    assert (first["step"], second["step"]) == (2, 3)
+    assert 0 < first["cpu_s"] < second["cpu_s"]
+    lesson = torch.load(work / "state.pt", weights_only=True)["lesson"]
+    average = lesson["average.module.queries"]
+    assert not torch.equal(lesson["model.queries"], average)
+    loaded = load_model(open_checkpoint(str(work / "checkpoint")))
+    assert torch.equal(loaded.model.state_dict()["queries"], average)
+    assert loaded.labels == {0: "dark", 1: "bright"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_what_is_learnt_is_what_the_served_model_scores(tmp_path: Path) -> None:
+    data, work = coco_folder(tmp_path / "data", 24, (64, 96)), tmp_path / "work"
+    train.main(data, work, (64, 96), queries=10, steps=300, batch=8, threads=2)
+    learnt = curve_of(work)[-1]["AP50"]
+    assert learnt > 0.9
+    repository, report = tmp_path / "repository", tmp_path / "report.json"
+    exported = ["export", work / "checkpoint", "--name", "boxes", "--precision", "fp32"]
+    truth = f"coco:{data}/annotations/instances_val.json"
+    evaluated = ["evaluate", "boxes", "--repository", repository, "--data", truth]
+    for command in ([*exported, "--out", repository], [*evaluated, "--out", report]):
+        assert CliRunner().invoke(app, [str(argument) for argument in command]).exit_code == 0
+    served = json.loads(report.read_bytes())
+    assert served["AP50"] == pytest.approx(learnt, abs=1e-3)
+    assert [row["name"] for row in served["per_class"].values()] == ["dark", "bright"]

@@ -1,6 +1,6 @@
 """The lesson of the detector: boxes and classes of the things, matched one to one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,6 @@ from export.demo.training.batches import Batch, class_shares, plain
 from export.demo.training.cells import CELL_PX, CellHeads
 from export.demo.training.loop import Figures, Losses
 from export.demo.training.matching import (
-    Matches,
     centers,
     corners,
     focal_cost,
@@ -66,24 +65,19 @@ def things_of(batch: Batch) -> Boxes:
     return Boxes(batch.classes.where(thing, torch.tensor(-1)), batch.boxes)
 
 
-def box_losses(
-    logits: Tensor,
-    boxes: Tensor,
-    truth: Boxes,
-    pair: Callable[[Tensor, Tensor], Matches] = match,
-) -> Losses:
+def box_losses(logits: Tensor, boxes: Tensor, truth: Boxes) -> Losses:
     """Focal loss of the classes, L1 and generalized IoU of the boxes, per thing (Zhu et al. 2020,
     arXiv 2010.04159, appendix A.4).
 
     ``logits`` (B, Q, K) for sigmoids; where K is 1 the question is whether there is a thing at all.
-    ``boxes`` (B, Q, 4) are centre and size in 0..1. ``pair`` finds who answers for what by cost.
+    ``boxes`` (B, Q, 4) are centre and size in 0..1.
     """
     logits, boxes = logits.float(), boxes.float()
     wanted = truth.classes >= 0
     classes = truth.classes.clamp(max=logits.shape[-1] - 1)
     with torch.no_grad():
         distance, apart = _apart(boxes[:, :, None], truth.corners[:, None])  # (B, Q, S)
-        found = pair(2 * focal_cost(logits, classes) + 5 * distance + 2 * apart, wanted)
+        found = match(2 * focal_cost(logits, classes) + 5 * distance + 2 * apart, wanted)
     distance, apart = _apart(
         boxes[found.pictures, found.queries], truth.corners[found.pictures, found.segments]
     )

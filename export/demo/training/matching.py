@@ -33,21 +33,6 @@ def match(cost: Tensor, wanted: Tensor) -> Matches:
     return Matches(*torch.cat(found, dim=1))
 
 
-def match_many(cost: Tensor, wanted: Tensor, answers: int = 4) -> Matches:
-    """Every wanted segment gets its ``answers`` cheapest queries; a query that several would take
-    answers for the one that it is cheapest for. Arguments as for ``match``.
-
-    Several answers to a segment teach a first stage faster than one (Jia et al. 2022, arXiv
-    2207.13080).
-    """
-    cost = cost.detach().masked_fill(~wanted[:, None], torch.inf)
-    best = cost.topk(min(answers, cost.shape[1]), dim=1, largest=False).indices
-    taken = torch.zeros_like(cost, dtype=torch.bool).scatter(1, best, True) & wanted[:, None]
-    cheapest, segments = cost.masked_fill(~taken, torch.inf).min(dim=2)
-    pictures, queries = cheapest.isfinite().nonzero().T
-    return Matches(pictures, queries, segments[pictures, queries])
-
-
 def focal_cost(logits: Tensor, classes: Tensor) -> Tensor:
     """What saying yes instead of no to a class changes in the focal loss (B, Q, S).
 
