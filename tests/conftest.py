@@ -29,6 +29,7 @@ SIDE_BY_SIDE = ("export", "models")
 """Folders whose files may run beside each other; others share servers, and run in one process."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say what pytest-xdist may run at once: files that compute, beside the tests with servers."""
     for item in items:
