@@ -57,13 +57,14 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeRuntime]:
         threads: int,
         cache: object,
         streams: int = 1,
+        *of_engines: object,
     ) -> FakeRuntime:
         assert (str(canvas), choice) == ("8x8", Choice("openvino", "bf16"))
         found.append(FakeRuntime(kind, threads, streams))
         return found[-1]
 
-    def candidates(bundle: Bundle, device: str, precision: str, runtime: str) -> list[Choice]:
-        assert (device, precision, runtime) == ("cpu", "bf16", "auto")
+    def candidates(bundle: Bundle, *wishes: str) -> list[Choice]:
+        assert wishes == ("cpu", "bf16", "auto", "refuse")
         return [Choice("openvino", "bf16"), Choice("onnxruntime", "fp32")]
 
     monkeypatch.setattr(models, "open_runtime", open_runtime)
