@@ -28,7 +28,7 @@ def main(
     work: Annotated[Path, typer.Argument(help="folder for the state and the checkpoint")],
     canvas: Annotated[tuple[int, int], typer.Option(help="height and width in pixels")] = CANVAS,
     queries: Annotated[int, typer.Option(help="boxes that a picture can have")] = 100,
-    steps: Annotated[int, typer.Option(help="batches to learn from")] = 1200,
+    steps: Annotated[int, typer.Option(help="batches to learn from")] = 3000,
     batch: Annotated[int, typer.Option(help="pictures in a batch")] = 8,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
 ) -> None:

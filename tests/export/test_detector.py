@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -9,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -228,6 +230,15 @@ def test_a_training_goes_on_where_it_ended_and_keeps_the_average(tmp_path: Path)
     loaded = load_model(open_checkpoint(str(work / "checkpoint")))
     assert torch.equal(loaded.model.state_dict()["queries"], average)
     assert loaded.labels == {0: "dark", 1: "bright"}
+
+
+def test_the_page_names_every_option_of_the_training() -> None:
+    app = typer.Typer(add_completion=False)
+    app.command()(train.main)
+    options = {flag for one in typer.main.get_command(app).params for flag in one.opts}
+    page = Path("docs/bloodcells.md").read_text(encoding="utf-8")
+    told = re.findall(r"^(--\w+)", page, re.MULTILINE)
+    assert sorted(told) == sorted(flag for flag in options if flag.startswith("--"))
 
 
 @pytest.mark.slow
