@@ -243,7 +243,7 @@ def test_accuracy_is_written_down(
         for name in bundles["dinov2"].manifest.files:
             shutil.copy(bundles["dinov2"].folder / name, folder)
         graphs = bundles["dinov2"].manifest.graphs
-        return [Subject(graph, references["dinov2"].model) for graph in graphs]
+        return graphs, [Subject(graph, references["dinov2"].model) for graph in graphs]
 
     bundle = export_bundle(
         references["dinov2"].folder, tmp_path, wishes=Wishes(tasks=["embed"]), accuracy=[accuracy]
