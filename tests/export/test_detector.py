@@ -236,7 +236,7 @@ def test_the_page_names_every_option_of_the_training() -> None:
     app = typer.Typer(add_completion=False)
     app.command()(train.main)
     options = {flag for one in typer.main.get_command(app).params for flag in one.opts}
-    page = Path("docs/bloodcells.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "bloodcells.md").read_text(encoding="utf-8")
     told = re.findall(r"^(--\w+)", page, re.MULTILINE)
     assert sorted(told) == sorted(flag for flag in options if flag.startswith("--"))
 
