@@ -79,7 +79,7 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=512,
-        description="Decoding threads per HTTP process; 0: one a core, shared among the processes",
+        description="Decoding threads per HTTP process; 0: its share of the cores, at least 2",
     )
     decode_isolation: Literal["auto", "all", "off"] = Field(
         default="auto",
@@ -280,8 +280,10 @@ class Settings(BaseSettings):
         return self.api_processes or min(cores, max(2, cores // 2), MOST_PROCESSES)
 
     def decoders(self) -> int:
-        """How many decoding threads each of them has."""
-        return self.decode_threads or math.ceil(usable_cores() / self.http_processes())
+        """How many decoding threads each of them has: where it is two, one may begin while the
+        other's picture waits for the interpreter.
+        """
+        return self.decode_threads or max(2, math.ceil(usable_cores() / self.http_processes()))
 
     def to_environment(self) -> dict[str, str]:
         """The variables from which a child process reads the same settings again."""

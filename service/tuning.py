@@ -2,6 +2,7 @@
 makes of it.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -27,6 +28,10 @@ LIGHT_MACS = 200_000_000
 """A model below this answers a lone picture on one core in a few milliseconds, and threads that
 share such a picture spend as much time on waiting for each other."""
 MOST_LIGHT_STREAMS = 8
+LIGHT_MACS_PER_S = 40e9
+"""What a core does of them, roughly."""
+REST_CPU_S = 0.003
+"""Processor time of all that is not the model, for a JPEG of 500 x 375 (bench.server_vs_bare)."""
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 
 
@@ -202,7 +207,11 @@ def plan_for(
     def untuned(reason: str) -> Plan:
         if bundle.manifest.macs >= LIGHT_MACS:
             return Plan(untuned=reason)
-        streams = min(machine.cores, MOST_LIGHT_STREAMS)
+        # Of the machine's time the model takes this share; a half more, so that nothing waits for
+        # it. Streams beyond that only take work from each other, and wake up for it.
+        model_s = bundle.manifest.macs / LIGHT_MACS_PER_S
+        wanted = math.ceil(1.5 * machine.cores * model_s / (model_s + REST_CPU_S))
+        streams = min(max(1, wanted), machine.cores, MOST_LIGHT_STREAMS)
         return Plan(streams, threads=streams, untuned=reason)
 
     if tuning is None:

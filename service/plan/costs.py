@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from service.tune.pick import REST_CPU_S
-from service.tuning import Around, Entry, Layout, Profile
+from service.tuning import REST_CPU_S, Around, Entry, Layout, Profile
 
 LEAST_CROWDED, MOST_CROWDED = 0.5, 1.5
 """Beyond these the profile and the measurement are not of the same state of a machine."""

@@ -10,7 +10,7 @@ twice, and has to do with a prompt set-up.
 
 from collections.abc import Sequence
 
-from service.tuning import Layout, Point
+from service.tuning import REST_CPU_S, Layout, Point
 
 GAIN = 0.03
 SLOWER_S = 0.0005
@@ -18,8 +18,6 @@ SLOWER = 1.1
 TWICE_PARAMETERS = 150_000_000
 QUICK_S = 0.02
 """Nobody notices a wait for others this long, and every batch has a cost of its own outside."""
-REST_CPU_S = 0.003
-"""Processor time of all that is not the model, for a JPEG of 500 x 375 (bench.server_vs_bare)."""
 
 
 def served_per_s(point: Point, cores: int) -> float:
@@ -31,14 +29,18 @@ def pick_layout(canvases: Sequence[Sequence[Layout]], cores: int, prompt: bool =
     """Index of the layout to use on every canvas; all canvases have the same layouts, the simplest
     first.
 
-    Of the ``prompt`` ones the simplest is taken. Of all it is that with the most streams: threads
-    that share a batch wait for the one whose core decodes a picture meanwhile, which no measurement
-    of the model alone shows (at 32 clients 5% for ViT-B/16, 10% for ViT-Tiny on two cores).
+    Of the ``prompt`` ones the simplest is taken. Of all it is one whose threads share no batch,
+    else that with the most streams: threads that share a batch wait for the one whose core decodes
+    a picture meanwhile, which no measurement of the model alone shows (at 32 clients 5% for
+    ViT-B/16, 10% for ViT-Tiny on two cores). Of those that share none it is the one with the fewest
+    streams, which take no work from each other (6% for a network of next to no arithmetic).
     """
     able = list(range(len(canvases[0])))
     if not prompt:
         best = max(_score(canvases, index, cores) for index in able)
-        return max(i for i in able if _score(canvases, i, cores) >= best * (1 - GAIN))
+        good = [i for i in able if _score(canvases, i, cores) >= best * (1 - GAIN)]
+        alone = [i for i in good if canvases[0][i].streams == canvases[0][i].threads]
+        return min(alone) if alone else max(good)
     able = [index for index in able if _is_prompt(canvases, index)] or [_promptest(canvases)]
     chosen = able[0]
     for index in able[1:]:

@@ -223,13 +223,13 @@ def test_http_processes_and_their_threads_share_the_cores(monkeypatch: pytest.Mo
         return settings.http_processes(), settings.decoders()
 
     assert [shared(cores) for cores in (1, 2, 4, 8, 64)] == [
-        (1, 1),
-        (2, 1),
+        (1, 2),
+        (2, 2),
         (2, 2),
         (4, 2),
         (16, 4),
     ]
-    assert shared(2, api_processes=4) == (4, 1)
+    assert shared(2, api_processes=4) == (4, 2)
     assert shared(8, api_processes=3) == (3, 3)
     assert shared(8, decode_threads=7) == (4, 7)
 

@@ -29,13 +29,15 @@ MANY_CORES = 1_000_000
 """So many that nothing but the streams limits a server."""
 
 
-def layout(streams: int, latency_ms: float, *paces: float, cpu_ms: float = 0) -> Layout:
+def layout(
+    streams: int, latency_ms: float, *paces: float, cpu_ms: float = 0, threads: int = 8
+) -> Layout:
     """With these images per second at batch 1, 2, 4 ..."""
     points = [
         Point(batch=2**power, seconds=2**power / pace, images_per_s=pace, cpu_s=cpu_ms / 1000)
         for power, pace in enumerate(paces)
     ]
-    return Layout(streams=streams, threads=4, latency_s=latency_ms / 1000, points=points)
+    return Layout(streams=streams, threads=threads, latency_s=latency_ms / 1000, points=points)
 
 
 def test_the_smallest_batch_close_to_the_best_is_picked() -> None:
@@ -87,7 +89,9 @@ def test_what_serves_most_is_picked_where_a_lone_picture_can_have_its_own() -> N
     assert pick_layout([together], MANY_CORES, prompt=False) == 1
     close = [layout(1, 12, 100), layout(2, 17, 98), layout(4, 30, 90)]
     assert pick_layout([close], MANY_CORES, prompt=False) == 1, "most streams of those as good"
-    assert pick_lone_threads([together], 1) == 4
+    alone = [layout(1, 1, 98, threads=1), layout(2, 1.2, 100, threads=2), layout(1, 1, 97)]
+    assert pick_layout([alone], MANY_CORES, prompt=False) == 0, "fewest of those that share nothing"
+    assert pick_lone_threads([together], 1) == 8
     assert pick_lone_threads([together], 0) == 0
     assert pick_lone_threads([[layout(1, 12, 100), layout(2, 12.4, 110)]], 1) == 0
 
@@ -276,7 +280,7 @@ def test_the_table_shows_every_layout_and_what_was_picked(repository: Path) -> N
     assert cells == [
         ["vit-scenes 128x128, openvino bf16", ""],
         ["1", "2"],
-        ["4", "4"],
+        ["8", "8"],
         ["1", "1"],
         ["100.0", "150.0"],
         ["1.00", "2.00"],

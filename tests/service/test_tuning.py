@@ -136,12 +136,16 @@ def test_without_tuning_the_plan_names_the_command_that_makes_one(bundle: Bundle
     assert plan == Plan(untuned="this machine was not measured; saccade tune does it")
 
 
-def test_an_untuned_model_that_is_light_has_a_stream_for_every_core(tmp_path: Path) -> None:
+def test_an_untuned_model_that_is_light_has_streams_for_what_it_takes_of_the_machine(
+    tmp_path: Path,
+) -> None:
     light = load_bundle(write_bundle(tmp_path, manifest_of() | {"macs": LIGHT_MACS - 1}))
     reason = "this machine was not measured; saccade tune does it"
     assert plan_for(light, FP32, None, HERE) == Plan(2, 2, untuned=reason)
     assert plan_for(light, FP32, None, THERE) == Plan(8, 8, untuned=reason)
     assert plan_for(light, FP32, None, HERE, threads=7).streams == 1
+    empty = load_bundle(write_bundle(tmp_path / "e", manifest_of() | {"macs": 150_000}))
+    assert plan_for(empty, FP32, None, THERE) == Plan(1, 1, untuned=reason)
 
 
 def test_threads_that_the_operator_demands_win(bundle: Bundle) -> None:
