@@ -70,5 +70,5 @@ def _cast(value: ir.Value, kind: ir.DataType) -> ir.Node:
     return node
 
 
-def _as_fp32(tensor: ir.TensorProtocol, name: str | None) -> ir.Tensor:
+def _as_fp32(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
     return ir.Tensor(np.asarray(tensor.numpy(), dtype=np.float32), name=name)
