@@ -1,8 +1,8 @@
 """Rewrites a list of the exact versions of everything that an image installs.
 
 ``python deploy/pin.py`` in an environment where ``pip install -e '.[cpu,pull]'`` and the tests have
-run: what is pinned is what was tested. ``python deploy/pin.py gpu`` and ``export`` write the lists of
-the other images, where those extras are installed. A list is complete: an image installs it with
+run: what is pinned is what was tested. ``python deploy/pin.py gpu`` and ``export`` write the lists
+of the other images, where those extras are installed. A list is complete: an image installs it with
 ``pip install --no-deps --requirement``.
 """
 
