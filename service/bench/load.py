@@ -56,9 +56,16 @@ class Tally:
 
 
 async def closed_loop(
-    send: Send, tally: Tally, concurrency: int, duration_s: float, clock: Clock = time.perf_counter
+    send: Send,
+    tally: Tally,
+    concurrency: int,
+    duration_s: float,
+    clock: Clock = time.perf_counter,
+    rest_s: float = 0.0,
 ) -> None:
-    """``concurrency`` callers, each sending its next request when the last was answered."""
+    """``concurrency`` callers, each sending its next request when the last was answered, after a
+    rest if it takes one.
+    """
     started_s = clock()
     sent = 0
 
@@ -68,6 +75,8 @@ async def closed_loop(
             sent += 1
             if not await tally.measure(send, sent - 1, now_s, clock):
                 await asyncio.sleep(PAUSE_S)
+            elif rest_s:
+                await asyncio.sleep(rest_s)
 
     async with asyncio.TaskGroup() as callers:
         for _ in range(concurrency):

@@ -28,6 +28,10 @@ from service.tuning import Around, Entry
 START_S, STOP_S, TIMEOUT_S = 300.0, 60.0, 60.0
 WARM_S = 1.0
 LEAST_REQUESTS = 20
+REST_S = 0.01
+"""Between requests that come one at a time: cores and caches go cold in it, as they do where
+requests come by chance.
+"""
 CLIENTS = 32
 FULL = 0.5
 """Of the time, for a full server."""
@@ -107,7 +111,8 @@ def measure(
         async def send(index: int) -> Reply:
             return await client.send(requests[index % len(requests)])
 
-        await closed_loop(send, tally, clients, duration_s)
+        rest_s = REST_S if clients == 1 else 0.0
+        await closed_loop(send, tally, clients, duration_s, rest_s=rest_s)
         client.close()
 
     uvloop.run(drive(WARM_S))
