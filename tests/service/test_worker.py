@@ -280,6 +280,7 @@ def test_pictures_of_several_processes_share_the_batch_after_the_running_one(
         assert [mine[1]["y"], mine[2]["y"], others[2]["y"], others[3]["y"]] == [1, 11, 21, 31]
         assert [mine[1]["batch_size"], mine[2]["batch_size"]] == [1, 3]
         assert rig.models.ran == [[0], [10, 20, 30]]
+        first.wait_until_heard()
         assert rig.value_of("saccade_queue_depth") == 0
         assert rig.value_of("saccade_batch_size_sum", model="vit") == 4
         for stage in ("queue", "infer"):
