@@ -69,7 +69,9 @@ def loaded(family: str) -> Loaded:
         shape: dict[str, Any] = {"depths": (1, 1, 2, 1), "heads": (1, 2, 2, 4), "window": 4}
         model = SwinClassifier(SwinConfig(canvas, dim=8, classes=CLASSES, **shape))
     elif family == "detr":
-        model = Detr(DetrConfig(canvas, LAST, CLASSES, mlp_dim=16, decoder_layers=2, **SMALL))
+        model = Detr(
+            DetrConfig(canvas, LAST, classes=CLASSES, mlp_dim=16, decoder_layers=2, **SMALL)
+        )
     elif family == "deformable-detr":
         shape = SMALL | {"decoder_layers": 2, "mlp_dim": 16, "levels": 1, "groups": 4}
         model = DeformableDetr(DeformableDetrConfig(canvas, LAST, classes=CLASSES, **shape))
