@@ -234,7 +234,8 @@ def objection(line: str, capsys: pytest.CaptureFixture[str]) -> str | None:
     with pytest.raises(SystemExit) as ended:
         command_line().main(words[1:], prog_name="saccade")
     said = capsys.readouterr().err
-    understood = ended.value.code == 0 or "does not exist" in " ".join(said.split())
+    unframed = " ".join(said.replace("│", " ").split())
+    understood = ended.value.code == 0 or "does not exist" in unframed
     return None if understood else f"{line}: {said}"
 
 
