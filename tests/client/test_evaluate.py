@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from service.cli import app
 from service.errors import BadSettings, ServiceError, StartError
 from service.evaluate.categories import Category, match_labels
 from service.evaluate.datasets import open_dataset
-from tests.conftest import Server
+from tests.conftest import SACCADE, Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -111,17 +114,21 @@ def test_a_picture_of_another_size_than_its_truth_counts_as_nothing_found(
     assert "the picture is 50x50, its truth" in found["remarks"][0]
 
 
-def test_a_run_goes_on_where_another_was_killed(scenes: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_where_another_was_killed(tmp_path: Path) -> None:
+    count, scenes = 12, tmp_path / "scenes"  # so many that the kill comes before the last
+    write_datasets(scenes, count)
     out, journal = tmp_path / "results.json", tmp_path / "results.jsonl"
     asked = ["evaluate", "mask2former-scenes", "--data", f"coco-panoptic:{scenes}"]
     whole, _ = evaluate(*asked[1:])
-    CliRunner().invoke(app, [*asked, "--out", str(out)])
-    lines = journal.read_bytes().splitlines(keepends=True)
-    assert len(lines) == COUNT
-    out.unlink()
-    journal.write_bytes(b"".join(lines[:2]) + lines[2][:9])  # killed while it wrote the third
+    with subprocess.Popen([str(SACCADE), *asked, "--out", str(out)]) as killed:
+        end_s = time.monotonic() + 60
+        while time.monotonic() < end_s and (not journal.exists() or not journal.stat().st_size):
+            time.sleep(0.005)
+        killed.send_signal(signal.SIGKILL)
+    before = journal.read_bytes().count(b"\n")
+    assert 1 <= before < count
     result = CliRunner().invoke(app, [*asked, "--out", str(out)])
-    assert f"2 of {COUNT} pictures were answered before" in result.stderr
+    assert f"{before} of {count} pictures were answered before" in result.stderr
     assert scores_of(json.loads(out.read_text())) == scores_of(whole)
 
 
