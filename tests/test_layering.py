@@ -31,7 +31,7 @@ SEEN_BY_EXPORT = (
     *("agreement", "engines", "evaluate", "parity"),
 )
 SEEN_BY_CLIENT = ("saccade_client", "httpx", "numpy", "PIL", "pycocotools", "supervision")
-LAZY = {("service/cli.py", "export")}
+LAZY = {("service/commands/offline.py", "export")}
 """(file, package) that may be imported inside a function, and nowhere else."""
 QUANTIZER = ("export/to_int8.py", "onnxruntime.quantization")
 """What makes int8 graphs comes with a runtime, but runs nothing that serves."""
@@ -155,9 +155,9 @@ def test_every_file_keeps_the_import_rules() -> None:
         ("service/api/app.py", "import torch"),
         ("service/tasks/detect.py", "from models.vit import ViT"),
         ("service/tasks/detect.py", "from export import heads"),
-        ("service/cli.py", "from export.cli import export"),
+        ("service/commands/offline.py", "from export.cli import export"),
         ("service/supervisor.py", "def start():\n    from export.cli import export"),
-        ("service/cli.py", "def bench():\n    import bench"),
+        ("service/commands/bench.py", "def bench():\n    import bench"),
         ("service/worker/process.py", "from starlette.requests import Request"),
         ("service/worker/models.py", "import onnxruntime as ort"),
         ("service/cluster/engine.py", "from ray import serve"),
@@ -190,7 +190,7 @@ def test_the_rule_catches_a_violation(path: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("service/cli.py", "def export():\n    from export.cli import export"),
+        ("service/commands/offline.py", "def export():\n    from export.cli import export"),
         ("service/worker/runtimes/onnx.py", "import onnxruntime as ort"),
         ("service/api/app.py", "from fastapi import FastAPI"),
         ("service/api/app.py", "from . import models"),

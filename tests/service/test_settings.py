@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from service.cli import serve
+from service.commands.serve import serve
 from service.errors import BadSettings
 from service.settings import PREFIX, SECRETS, Settings, check_files, load_settings
 

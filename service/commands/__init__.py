@@ -1,0 +1,1 @@
+"""The commands of the console program, a file each or a few that belong together."""
