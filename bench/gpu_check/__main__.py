@@ -17,17 +17,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.gpu_check.report import Row, document, gpu_name, page
-from bench.gpu_check.steps import (
-    LEAST_S,
-    ROOT,
-    STEPS,
-    Room,
-    demo_repository,
-    failed,
-    run_step,
-    skipped,
-)
+from bench.gpu_check.report import document, gpu_name, page
+from bench.gpu_check.rows import LEAST_S, ROOT, Room, Row, failed, skipped
+from bench.gpu_check.steps import STEPS, demo_repository, run_step
 
 RESULTS = ROOT / "bench" / "results"
 

@@ -1,9 +1,9 @@
-"""Rows of ``steps`` as one JSON document and one Markdown page."""
+"""Rows as one JSON document and one Markdown page."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-Row = dict[str, Any]
+from bench.gpu_check.rows import Row
+
 NONE = "no GPU"
 
 

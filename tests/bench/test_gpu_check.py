@@ -11,20 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu_check import steps
+from bench.gpu_check import bundles, networks, serving
 from bench.gpu_check.__main__ import main, run_all, run_apart
+from bench.gpu_check.networks import Subject
 from bench.gpu_check.report import document, green, page
-from bench.gpu_check.steps import (
-    ROOT,
-    STEPS,
-    Room,
-    Subject,
-    attempt,
-    engine,
-    failed,
-    parity,
-    skipped,
-)
+from bench.gpu_check.rows import ROOT, Room, attempt, engine, failed, parity, skipped
+from bench.gpu_check.steps import STEPS
 from bench.gpu_check.torch_runtime import CastOnce, Measured, TorchRuntime, difference
 from export.typed import Typed
 from models.vit import ViT, ViTConfig
@@ -168,7 +160,7 @@ def test_what_is_exported_and_run_is_what_the_definition_computes(precision: str
 
 def test_a_bundle_without_a_graph_for_engines_is_skipped_with_what_to_do(tmp_path: Path) -> None:
     room = Room(tmp_path, time.time() + 60, DEMO_REPOSITORY)
-    rows = list(steps.engine_builds(room))
+    rows = list(bundles.engine_builds(room))
     names = {folder.name for folder in DEMO_REPOSITORY.iterdir() if folder.is_dir()}
     assert {row["what"].split()[-1] for row in rows} == names
     assert {row["why"].split("; ")[1] for row in rows} == {"export it with --engine bf16"}
@@ -177,10 +169,10 @@ def test_a_bundle_without_a_graph_for_engines_is_skipped_with_what_to_do(tmp_pat
 
 def test_a_build_that_fails_is_told_with_its_last_line() -> None:
     command = [sys.executable, "-c", "import sys; sys.exit('no kernels for it')"]
-    assert list(steps.build_rows("a build", command, 60.0)) == [
+    assert list(bundles.build_rows("a build", command, 60.0)) == [
         failed("a build", "no kernels for it")
     ]
-    assert list(steps.build_rows("a build", [sys.executable, "-c", ""], 60.0)) == []
+    assert list(bundles.build_rows("a build", [sys.executable, "-c", ""], 60.0)) == []
 
 
 def test_unknown_steps_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
@@ -192,7 +184,7 @@ def test_unknown_steps_are_named(capsys: pytest.CaptureFixture[str], monkeypatch
 
 @pytest.mark.slow
 def test_the_work_of_the_measured_networks_is_counted_at_their_canvases() -> None:
-    counted = {one.name: steps.macs_of(one) / 1e9 for one in steps.SUBJECTS}
+    counted = {one.name: networks.macs_of(one) / 1e9 for one in networks.SUBJECTS}
     assert {name: round(macs, 1) for name, macs in counted.items()} == {
         "vit-b16-224": 17.6,
         "swin-b-224": 15.4,
@@ -202,10 +194,10 @@ def test_the_work_of_the_measured_networks_is_counted_at_their_canvases() -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("subject", steps.SUBJECTS, ids=lambda subject: subject.name)
+@pytest.mark.parametrize("subject", networks.SUBJECTS, ids=lambda subject: subject.name)
 def test_every_measured_network_can_be_exported_in_bf16(subject: Subject) -> None:
     small = replace(subject, canvas=min(subject.canvas, (224, 224)))
-    network, images = steps.network_of(small).eval(), pixels(1, small.canvas)
+    network, images = networks.network_of(small).eval(), pixels(1, small.canvas)
     with torch.no_grad():
         expected = Measured(network, "fp32", small.takes_sizes)(images)["logits"]
     runtime = TorchRuntime(Measured(network, "bf16", small.takes_sizes), images, backend=None)
@@ -214,7 +206,7 @@ def test_every_measured_network_can_be_exported_in_bf16(subject: Subject) -> Non
 
 @pytest.mark.slow
 def test_the_server_is_measured_with_jpeg_bodies(tmp_path: Path) -> None:
-    rows = list(steps.server_rows(Room(tmp_path, time.time() + 120, DEMO_REPOSITORY), "cpu", 0.3))
+    rows = list(serving.server_rows(Room(tmp_path, time.time() + 120, DEMO_REPOSITORY), "cpu", 0.3))
     assert {row["kind"] for row in rows} == {"server"}, rows
     assert {row["clients"] for row in rows} == {1, 32, 128}
     assert {row["runtime"].split()[-1] for row in rows} == {"cpu"}
