@@ -328,7 +328,8 @@ class Models:
         if runtime is None:
             runtime = self._open_late(model, group)
         inputs = {name: np.stack([item[name] for item in items]) for name in items[0]}
-        found = runtime.run(inputs)
+        asked = None if None in outputs else {name for names in outputs for name in names or ()}
+        found = runtime.run(inputs, asked)
         wanted = [tuple(found) if names is None else names for names in outputs]
         for name in sorted({name for names in wanted for name in names}):
             array = found[name]

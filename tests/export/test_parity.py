@@ -1,5 +1,6 @@
 """The proof: what is measured, what passes, and that a wrong graph does not."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Fixed:
         self.drift = drift
         self.batches: list[int] = []
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
         rows = self.logits[inputs["images"]]
         self.batches.append(len(rows))
         rows[:, 0] += self.drift * (len(rows) - 1)

@@ -1,6 +1,7 @@
 """Models of a worker: warmed before they count, batches put together and taken apart."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,13 @@ class FakeRuntime:
         self.inputs = {"images": ("uint8", (None, 8, 8, 3))}
         self.outputs = {"scores": ("float32", (None, 1))}
         self.batches: list[int] = []
+        self.wanted: list[Collection[str] | None] = []
         self.answer: Arrays | None = None
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
         images = inputs["images"]
         self.batches.append(len(images))
+        self.wanted.append(wanted)
         scores = images.reshape(len(images), -1).mean(axis=1, keepdims=True)
         return self.answer or {"scores": scores.astype(np.float32)}
 
@@ -163,8 +166,10 @@ def test_every_picture_gets_the_outputs_that_it_names_and_others_are_not_looked_
         {"masks": 12, "scores": 2},
         {},
     ]
+    assert opened[0].wanted[-1] == {"masks", "scores"}
     with pytest.raises(RuntimeFailed, match="'logits' with values that are not finite"):
         found.run(SERVE, [item(0)] * 3, [("scores",), None, ()])
+    assert opened[0].wanted[-1] is None
 
 
 def test_pictures_of_different_shapes_fail_the_batch_and_not_the_worker(

@@ -136,6 +136,17 @@ def test_outputs_come_by_name_for_every_batch_size(path: Path, choice: Choice) -
         assert outputs["scores"].dtype == np.float32
 
 
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("choice", HERE, ids=str)
+def test_outputs_that_are_not_wanted_are_left_out(path: Path, choice: Choice, streams: int) -> None:
+    runtime = open_graph(path, choice, streams=streams)
+    whole = runtime.run({"images": pictures(3)})
+    found = runtime.run({"images": pictures(3)}, {"sum"})
+    assert found.keys() == {"sum"}
+    np.testing.assert_array_equal(found["sum"], whole["sum"])
+    runtime.run({"images": pictures(3)}, ())  # some runtimes have to give something
+
+
 @pytest.mark.parametrize("choice", HERE, ids=str)
 def test_a_runtime_states_what_it_is_and_what_it_takes(path: Path, choice: Choice) -> None:
     runtime = open_graph(path, choice)

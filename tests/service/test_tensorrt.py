@@ -8,7 +8,7 @@ import gc
 import json
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class FakeCuda:
     def __init__(self, fails: str = "") -> None:
         self.calls: list[str] = []
         self.blocks: list[Any] = []
+        self.copied_out: list[int] = []
         self.fails = fails
 
     def call(self, function: str, *arguments: Any) -> None:
@@ -64,6 +65,8 @@ class FakeCuda:
             arguments[0]._obj.value = ctypes.addressof(self.blocks[-1])
         elif function.startswith("cuMemcpy"):
             ctypes.memmove(arguments[0].value, arguments[1].value, arguments[2].value)
+            if function == "cuMemcpyDtoHAsync_v2":
+                self.copied_out.append(arguments[2].value)
         elif function == "cuGraphInstantiateWithFlags":
             arguments[0]._obj.value = len(self.calls)
 
@@ -101,6 +104,19 @@ class FakeEngine:
                 "sizes", ctypes.c_int32, bucket.batch
             )
 
+        return enqueue
+
+
+class Counted(FakeEngine):
+    """Knows which of the contexts that it gave still exist."""
+
+    def __init__(self, profiles: int) -> None:
+        super().__init__(profiles)
+        self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def prepare(self, *given: Any) -> Enqueue:
+        enqueue = super().prepare(*given)
+        self.contexts.add(enqueue)
         return enqueue
 
 
@@ -157,10 +173,22 @@ def test_copies_and_runs_of_a_batch_are_in_three_streams_that_wait_for_each_othe
         "cuStreamWaitEvent",
         "cuEventRecord",
         "cuStreamWaitEvent",
-        "cuMemcpyDtoHAsync_v2",
+        *["cuMemcpyDtoHAsync_v2"] * 2,  # one for each output
         "cuEventRecord",
         "cuEventSynchronize",
     ]
+
+
+@pytest.mark.parametrize("count", [3, 11])
+def test_only_outputs_that_are_wanted_are_copied_and_only_rows_of_pictures(count: int) -> None:
+    cuda = FakeCuda()
+    runtime, _ = running([8], cuda)
+    cuda.copied_out.clear()
+    found = runtime.run(pictures(count), {"sizes2"})
+    assert found.keys() == {"sizes2"}
+    np.testing.assert_array_equal(found["sizes2"], 2 * np.arange(count))
+    assert sum(cuda.copied_out) == 4 * count
+    assert runtime.run(pictures(1), ()) == {}
 
 
 def test_batches_are_captured_once_and_replayed_with_one_call() -> None:
@@ -188,31 +216,34 @@ def test_a_full_device_is_known_by_what_cuda_calls_it() -> None:
 
 
 def test_a_runtime_that_nobody_holds_gives_everything_back() -> None:
-    cuda = FakeCuda()
-    runtime, _ = running([1, 8], cuda)
-    del runtime
-    gc.collect()
+    # As in a worker, where the collector is told to leave alone what was there at the start.
+    cuda = FakeCuda(fails="nothing")
+    engine = Counted(2)
+    contexts = engine.contexts
+    gc.disable()
+    try:
+        runtime = TensorRt(engine, Context(cuda, 0), batch_ranges([1, 8]), "bf16", "cuda", 2)
+        assert len(contexts) == runtime.captured == 8
+        del runtime, engine
+        assert not contexts
+    finally:
+        gc.enable()
     for made, undone in (
         ("cuMemAlloc_v2", "cuMemFree_v2"),
         ("cuMemHostAlloc", "cuMemFreeHost"),
         ("cuStreamCreate", "cuStreamDestroy_v2"),
         ("cuEventCreate", "cuEventDestroy_v2"),
+        ("cuGraphInstantiateWithFlags", "cuGraphExecDestroy"),
     ):
         assert cuda.calls.count(made) == cuda.calls.count(undone) > 0
 
 
 def test_a_captured_batch_keeps_the_context_that_it_was_captured_in() -> None:
-    class Counted(FakeEngine):
-        def prepare(self, *given: Any) -> Enqueue:
-            enqueue = super().prepare(*given)
-            contexts.add(enqueue)
-            return enqueue
-
-    contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+    engine = Counted(1)
     cuda = FakeCuda(fails="nothing")
-    runtime = TensorRt(Counted(1), Context(cuda, 0), batch_ranges([2]), "bf16", "cuda:0", 1)
+    runtime = TensorRt(engine, Context(cuda, 0), batch_ranges([2]), "bf16", "cuda:0", 1)
     gc.collect()
-    assert len(contexts) == runtime.captured == 2
+    assert len(engine.contexts) == runtime.captured == 2
 
 
 def test_a_plan_with_other_profiles_than_the_manifest_says_is_refused() -> None:
@@ -294,7 +325,7 @@ class Shifted:
         self.name, self.precision, self.device = "tensorrt", precision, "cuda:0"
         self.streams = self.threads = 1
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
         found = self._runtime.run(inputs)
         if len(inputs["images"]) >= self._at:
             logits = found["logits"] + self._shift * np.arange(found["logits"].shape[1])

@@ -3,7 +3,7 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,7 +120,7 @@ class FakeRuntime:
         self.now_s, self.fixed_s, self.each_s = 0.0, fixed_s, each_s
         self.most_pictures = 10_000
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
         batch = len(inputs["images"])
         if batch > self.most_pictures:
             raise MemoryError(f"{batch} pictures")

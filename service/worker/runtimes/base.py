@@ -1,5 +1,6 @@
 """What the worker asks of a runtime."""
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,9 +29,12 @@ class Runtime(Protocol):
     threads: int
     """Threads that the streams share."""
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
         """Run one batch, arrays by graph input name in, by graph output name out; may raise
         anything.
+
+        Outputs that are not ``wanted`` may be left out, so that they need not be copied; without
+        it all are there.
 
         May be called from several threads; calls beyond ``streams`` wait for those before them.
         """

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,11 @@ class OnnxRuntime:
         self._names = list(self.outputs)
         self._free = threading.BoundedSemaphore(streams)
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
         """See ``Runtime.run``."""
+        names = [name for name in self._names if wanted is None or name in wanted] or self._names
         with self._free:
-            return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
+            return dict(zip(names, self._session.run(names, inputs), strict=True))
 
 
 def _session(path: Path, threads: int, slot: Slot | None) -> ort.InferenceSession:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -199,10 +199,10 @@ class OnnxCuda:
         rows = {name: shape for name, (_, shape) in _inputs_of(path).items()}
         return tensorrt_place(self.device, self.precision, rows, engine_folder(slot))
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
         """See ``Runtime.run``."""
         with self._free:
-            return self._buffers.run(inputs)
+            return self._buffers.run(inputs, wanted)
 
 
 def open_on_gpu(path: Path, device: str, precision: str) -> tuple[ort.InferenceSession, bool]:
@@ -310,8 +310,8 @@ class Buffers:
         self._outputs = list(signatures(session.get_outputs()))
         self._kept: dict[tuple[tuple[int, ...], ...], _Bound] = {}
 
-    def run(self, inputs: Arrays) -> Arrays:
-        """Copy in, run, copy out."""
+    def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
+        """Copy in, run, copy out what is ``wanted``, by default all."""
         key = tuple(inputs[name].shape for name in self._inputs)
         bound = self._kept.pop(key, None) or self._bind(inputs)
         self._kept[key] = bound  # now the newest
@@ -323,6 +323,7 @@ class Buffers:
         return {
             name: value.numpy()
             for name, value in zip(self._outputs, bound.binding.get_outputs(), strict=True)
+            if wanted is None or name in wanted
         }
 
     def _bind(self, inputs: Arrays) -> "_Bound":

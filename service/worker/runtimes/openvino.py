@@ -4,11 +4,12 @@ import functools
 import logging
 import queue
 import sys
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from service.errors import BadBundle, BadSettings
-from service.worker.runtimes.base import Arrays, Signature
+from service.worker.runtimes.base import Array, Arrays, Signature
 from service.worker.runtimes.cache import Slot
 from service.worker.runtimes.instructions import sums_int8_exactly
 
@@ -96,19 +97,23 @@ class OpenVino:
         for _ in range(streams):
             self._idle.put(compiled.create_infer_request())
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
         """See ``Runtime.run``."""
         request = self._idle.get()
         try:
+            found: Iterable[Array]
             if self.streams == 1:
-                results = request.infer(inputs, share_inputs=True, share_outputs=False)
-                return dict(zip(self.outputs, results.values(), strict=True))
-            # In the threads of the streams: the caller's would be one more, and wake up others.
-            request.start_async(inputs, share_inputs=True)
-            request.wait()
-            tensors = (request.get_output_tensor(index) for index in range(len(self.outputs)))
-            return {
-                name: tensor.data.copy() for name, tensor in zip(self.outputs, tensors, strict=True)
+                results = request.infer(inputs, share_inputs=True, share_outputs=True)
+                found = results.values()
+            else:
+                # In the threads of the streams: the caller's would be one more, and wake up others.
+                request.start_async(inputs, share_inputs=True)
+                request.wait()
+                found = (request.get_output_tensor(i).data for i in range(len(self.outputs)))
+            return {  # copies: the request will write its next outputs to the same places
+                name: array.copy()
+                for name, array in zip(self.outputs, found, strict=True)
+                if wanted is None or name in wanted
             }
         finally:
             self._idle.put(request)

@@ -3,11 +3,12 @@ consecutive ones each can be doing one of these.
 """
 
 import ctypes
+import functools
 import logging
 import queue
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -67,21 +68,22 @@ class TensorRt:
             self._idle.put(lane)
         _log.info("%d of the engine's batches are CUDA graphs", self.captured)
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
         """See ``Runtime.run``; more pictures than the largest batch are run one batch after
         another.
         """
         count = len(next(iter(inputs.values())))
+        names = [name for name in self.outputs if wanted is None or name in wanted]
         parts, start = [], 0
         for size in cut(self.ranges, count):
             rows = {name: array[start : start + size] for name, array in inputs.items()}
-            parts.append(self._run_batch(rows, size))
+            parts.append(self._run_batch(rows, size, names))
             start += size
         if len(parts) == 1:
             return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
-    def _run_batch(self, inputs: Arrays, count: int) -> Arrays:
+    def _run_batch(self, inputs: Arrays, count: int, names: list[str]) -> Arrays:
         self._context.enter()
         bucket = bucket_for(self.ranges, count)
         lane = self._idle.get()
@@ -90,8 +92,8 @@ class TensorRt:
             lane.copy_in(self._in, bucket.batch)
             with self._order:  # what enters the middle stream comes out in the same order
                 lane.run(self._run, bucket)
-            lane.copy_out(self._out, bucket.batch)
-            return lane.answer(count, bucket.batch)
+            lane.copy_out(self._out, bucket.batch, count, names)
+            return lane.answer(bucket.batch, count, names)
         finally:
             self._idle.put(lane)
 
@@ -131,7 +133,7 @@ class _Lane:
             _log.info("batches of %d are run without a CUDA graph: %s", bucket.batch, error)
             self._enqueue[bucket.batch] = enqueue
             return False
-        self._enqueue[bucket.batch] = lambda stream: self._context.replay(graph, stream)
+        self._enqueue[bucket.batch] = functools.partial(self._context.replay, graph)
         return True
 
     def fill(self, inputs: Arrays, batch: int) -> None:
@@ -155,19 +157,29 @@ class _Lane:
         self._enqueue[bucket.batch](stream)
         self._context.record(self._ran, stream)
 
-    def copy_out(self, stream: ctypes.c_void_p, batch: int) -> None:
-        """All outputs in one copy, once they are there."""
+    def copy_out(
+        self, stream: ctypes.c_void_p, batch: int, count: int, names: Sequence[str]
+    ) -> None:
+        """These outputs of the first ``count`` pictures, once they are there; masks that nobody
+        asked for would keep the bus busy for longer than the batch runs.
+        """
         self._context.wait_in(stream, self._ran)
-        size = self._layouts[batch][1].size_bytes
-        self._context.copy_out(self._hosts[1].address, self._devices[1], size, stream)
+        for name in names:
+            place = self._layouts[batch][1].places[name]
+            self._context.copy_out(
+                self._hosts[1].address + place.offset,
+                self._devices[1] + place.offset,
+                place.size_bytes // batch * count,
+                stream,
+            )
         self._context.record(self._done, stream)
 
-    def answer(self, count: int, batch: int) -> Arrays:
-        """Wait for the outputs, and take those of the first ``count`` pictures."""
+    def answer(self, batch: int, count: int, names: Sequence[str]) -> Arrays:
+        """Wait for the outputs, and take them out of the memory that the next batch writes to."""
         self._context.wait_for(self._done)
         found = {}
-        for name, place in self._layouts[batch][1].places.items():
+        for name in names:
             dtype, _ = signature = self._signatures[1][name]
-            rows = self._hosts[1].view(place.offset, dtype, size_of(signature, batch))
-            found[name] = rows[:count].copy()
+            offset = self._layouts[batch][1].places[name].offset
+            found[name] = self._hosts[1].view(offset, dtype, size_of(signature, count)).copy()
         return found
