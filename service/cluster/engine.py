@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from service.bundle import load_repository
 from service.cluster.link import Status
@@ -75,7 +76,9 @@ class Engine:
         self.metrics = Metrics()
         self._settings = settings
         self._models = WatchedModels(settings, self.metrics)
-        self._changing = threading.Lock()  # as Models asks
+        # One at a time, as Models asks; and nobody else waits for a thread while a model compiles.
+        self._changing = ThreadPoolExecutor(1, "change models")
+        self._dropping: Future[None] | None = None
 
     def first_models(self, most: int | None) -> list[str]:
         """The ids of the models to load before the first picture, at most so many, None for all.
@@ -98,8 +101,9 @@ class Engine:
             CannotLoad: it is damaged, or nothing here may run it.
         """
         name, _, version = wanted.partition("/")
-        await asyncio.to_thread(self._load, name, version)
-        return Loaded(lambda: self._unload(name, version))
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._changing, self._load, name, version)
+        return Loaded(lambda: self._free(name, version))
 
     async def run(
         self, group: Group, inputs: Arrays, left_s: float, outputs: Outputs
@@ -120,13 +124,15 @@ class Engine:
         return Status(self._models.describe(), time.monotonic() - self._models.passed_s)
 
     async def check_health(self) -> None:
-        """Have the device show that it works, if it has nothing to do.
+        """Have the device show that it works, if it has nothing to do; waits for no model that is
+        being loaded, which may take minutes.
 
         Raises:
             RuntimeError: a batch does not end.
             Exception: whatever the runtime raises.
         """
-        await asyncio.to_thread(self._drop_replaced)
+        if self._dropping is None or self._dropping.done():
+            self._dropping = self._changing.submit(self._models.drop_replaced)
         now_s = time.monotonic()
         ran_s = now_s - self._models.oldest_s
         if ran_s > self._settings.batch_timeout_s:
@@ -138,18 +144,19 @@ class Engine:
             )
 
     def _load(self, name: str, version: str) -> None:
-        with self._changing:
-            self._models.change(name, version, lambda phase: None)
+        self._models.change(name, version, lambda phase: None)
+
+    def _free(self, name: str, version: str) -> None:
+        try:
+            unloading = self._changing.submit(self._unload, name, version)
+        except RuntimeError:  # the process ends, and all models with it
+            return
+        unloading.result()
 
     def _unload(self, name: str, version: str) -> None:
-        with self._changing:
-            served = self._models.describe().get(name)
-            if served is not None and served["version"] == version:
-                self._models.unload(name)
-
-    def _drop_replaced(self) -> None:
-        with self._changing:
-            self._models.drop_replaced()
+        served = self._models.describe().get(name)
+        if served is not None and served["version"] == version:
+            self._models.unload(name)
 
 
 def model_id(name: str, version: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -235,6 +236,30 @@ def test_an_engine_whose_batch_does_not_end_is_unhealthy(
     monkeypatch.setitem(vit_engine._models._began_s, 0, time.monotonic() - 3600)
     with pytest.raises(RuntimeError, match="running for 3600 s"):
         asyncio.run(vit_engine.check_health())
+
+
+def test_an_engine_is_healthy_while_models_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(Settings())
+    compiled, dropped = threading.Event(), threading.Event()
+    monkeypatch.setattr(Models, "change", lambda *_: compiled.wait(60))
+    monkeypatch.setattr(Models, "drop_replaced", lambda _: dropped.set())
+    monkeypatch.setattr(Models, "probe", lambda _: None)
+    engine._models.passed_s = time.monotonic() - 60  # so that a pass is asked for, too
+
+    async def check() -> None:
+        loads = [asyncio.create_task(engine.load(f"m{n}/1")) for n in range(64)]
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(30):
+                await engine.check_health()
+                await engine.check_health()
+            assert not dropped.is_set()  # one thread at a time changes models
+        finally:
+            compiled.set()
+        await asyncio.gather(*loads)
+        assert await asyncio.to_thread(dropped.wait, 30)
+
+    asyncio.run(check())
 
 
 def test_a_batch_is_counted_while_it_runs(
