@@ -26,8 +26,6 @@ BLOCK_BYTES = 8 * 2**20
 MACHINE_ACCOUNTS = "169.254.169.254"
 """Who is asked last, on machines of clouds."""
 IN_THE_EXTRA = (*buckets.SCHEMES, "hf", "file", "memory")
-DEEPEST = 2
-"""Folders between a repository and a manifest: the model's and the version's."""
 
 _XML_ERROR = re.compile(r"<Code>(?P<code>\w+)</Code>.*?<Message>(?P<message>[^<]*)", re.DOTALL)
 
@@ -36,7 +34,7 @@ class Files(Protocol):
     """What is asked of a place for files; methods raise what its library raises."""
 
     def manifests(self, folder: str) -> list[str]:
-        """Paths of the manifests in and below a folder; at least those to a depth of two."""
+        """Paths of manifests in and below a folder; at least the nearest, to a depth of two."""
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
@@ -118,7 +116,7 @@ def find_remotes(files: Files, scheme: str, folder: str) -> list[FolderRemote]:
     found = [PurePosixPath(path).parent for path in _do(place, files.manifests, folder)]
     own = len(folder.strip("/").split("/"))
     depths = [len(str(version).strip("/").split("/")) - own for version in found]
-    nearest = min((depth for depth in depths if depth <= DEEPEST), default=None)
+    nearest = min((depth for depth in depths if depth <= buckets.DEEPEST), default=None)
     if nearest is None:
         raise TransferFailed(
             f"{place} has no bundle: neither {MANIFEST} nor <version>/{MANIFEST} nor "
@@ -187,8 +185,8 @@ def open_files(source: str) -> tuple[Files, str, str]:
         TransferFailed: nothing knows the scheme, or a bucket has no such name.
     """
     scheme, found, rest = source.partition("://")
-    if not found:
-        scheme, rest = "file", str(Path(source).absolute())
+    if not found or scheme == "file":  # where file://models is a folder below this one
+        scheme, rest = "file", str(Path(rest if found else source).absolute())
     folder = rest.rstrip("/")
     try:
         if scheme in buckets.SCHEMES:

@@ -18,6 +18,8 @@ from service.distribution.remote import Remote, digest_of_bytes, read_manifest
 from service.errors import BadBundle, TransferFailed
 
 PREFIX = ".pulling-"
+BLOBS, REPLACED = ".blobs", ".replaced"
+"""In the folder with that prefix, beside the model, whose name begins with no dot."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def install(remote: Remote, wish: Wish, begin: Begin) -> Installed:
         target = wish.repository / manifest.name / manifest.version
         if _is_there(target, raw, wish.replace):
             return Installed(load_bundle(target), digest, already=True)
-        blobs = Blobs(wish.cache or stage / "blobs", keep=wish.cache is not None)
+        blobs = Blobs(wish.cache or stage / BLOBS, keep=wish.cache is not None)
         _check_room(manifest, blobs, wish, remote.place)
         advance = begin(manifest)
         for name, file in manifest.files.items():
@@ -144,14 +146,16 @@ def _check_room(manifest: Manifest, blobs: Blobs, wish: Wish, place: str) -> Non
             f"{place} has {whole / 1e9:.1f} GB; at most {wish.max_bytes / 1e9:g} GB are fetched. "
             "If that is right, raise --max-gb"
         )
-    needs = {wish.repository: whole}
+    needs = [(wish.repository, whole)]
     if wish.cache is not None:
-        needs[wish.cache] = blobs.missing_bytes(manifest.files)
-    for folder, needed in needs.items():
-        free = shutil.disk_usage(folder).free
+        needs.append((wish.cache, blobs.missing_bytes(manifest.files)))
+    for disk in {folder.stat().st_dev for folder, _ in needs}:
+        here = {folder: needed for folder, needed in needs if folder.stat().st_dev == disk}
+        needed, free = sum(here.values()), shutil.disk_usage(next(iter(here))).free
         if needed > free:
+            where = " and ".join(map(str, here))
             raise TransferFailed(
-                f"{place} needs {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are "
+                f"{place} needs {needed / 1e9:.1f} GB in {where}, where {free / 1e9:.1f} GB are "
                 "free; make room, name another folder, or do without a cache: --cache off"
             )
 
@@ -163,7 +167,7 @@ def _move(folder: Path, target: Path, raw: bytes, replace: bool, stage: Path) ->
     """
     target.parent.mkdir(exist_ok=True)
     if replace and target.exists():
-        old = target.rename(stage / "old")
+        old = target.rename(stage / REPLACED)
         try:
             folder.rename(target)
         except OSError:

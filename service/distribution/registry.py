@@ -22,7 +22,11 @@ MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_TOKEN_BYTES = 2**20
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 
-_PARAMETER = re.compile(r'(\w+)="([^"]*)"')
+_WORD = re.compile(
+    r'(?P<name>[\w-]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[^\s,"]+))'
+    r"|(?P<scheme>[\w-]+)"
+)
+"""Of a challenge: a parameter, or else the scheme that those after it belong to."""
 
 
 class Registry:
@@ -111,24 +115,29 @@ class _Auth(httpx.Auth):
         self._header: str | None = None
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """To the registry alone: uploads may lead elsewhere, where it would be shown to others."""
-        ours = (request.url.host, request.url.port) == (self._base.host, self._base.port)
-        if self._header is not None and ours:
+        """To the registry alone: uploads may lead elsewhere, where it would be shown to others; and
+        so may redirections, whose ends do not say where to log in.
+        """
+        if self._header is not None and self._is_ours(request.url):
             request.headers["Authorization"] = self._header
         answer = yield request
+        ours = self._is_ours(request.url) and self._is_ours(answer.request.url)
         if answer.status_code != 401 or not ours:
             return
-        header = self._meet(answer.headers.get("WWW-Authenticate", ""))
+        header = self._meet(_challenges(answer.headers.get("WWW-Authenticate", "")))
         if header is None:
             return
         self._header = request.headers["Authorization"] = header
         yield request
 
-    def _meet(self, challenge: str) -> str | None:
-        scheme, _, rest = challenge.partition(" ")
-        if scheme.lower() == "bearer":
-            return f"Bearer {self._token(dict(_PARAMETER.findall(rest)))}"
-        if scheme.lower() == "basic" and self._login is not None:
+    def _is_ours(self, url: httpx.URL) -> bool:
+        base = self._base
+        return (url.scheme, url.host, url.port) == (base.scheme, base.host, base.port)
+
+    def _meet(self, challenges: dict[str, dict[str, str]]) -> str | None:
+        if "bearer" in challenges:
+            return f"Bearer {self._token(challenges['bearer'])}"
+        if "basic" in challenges and self._login is not None:
             return _basic(self._login)
         return None
 
@@ -150,6 +159,19 @@ class _Auth(httpx.Auth):
         with asking as answer:
             web.check(answer, what)
             return _token_in(at_most(answer.iter_bytes(), MAX_TOKEN_BYTES, what), what)
+
+
+def _challenges(header: str) -> dict[str, dict[str, str]]:
+    """The parameters of each scheme that is offered (RFC 9110, 11.6.1), names in lower case."""
+    found: dict[str, dict[str, str]] = {}
+    parameters: dict[str, str] = {}
+    for word in _WORD.finditer(header):
+        if word["scheme"]:
+            parameters = found.setdefault(word["scheme"].lower(), {})
+        else:
+            quoted = re.sub(r"\\(.)", r"\1", word["quoted"] or "")
+            parameters[word["name"].lower()] = word["bare"] or quoted
+    return found
 
 
 def _token_in(raw: bytes, what: str) -> str:

@@ -173,6 +173,7 @@ class Store:
     objects: dict[str, bytes] = field(default_factory=dict)
     parts: dict[str, bytes] = field(default_factory=dict)
     written: list[str] = field(default_factory=list)
+    listed: list[str] = field(default_factory=list)
 
     def answer(self, request: Answers, url: Any) -> None:
         key, query = unquote(url.path).lstrip("/"), parse_qs(url.query, keep_blank_values=True)
@@ -223,12 +224,24 @@ class Store:
         return request.answer(200, f"<{kind}><ETag>x</ETag></{kind}>".encode())
 
     def _list(self, bucket: str, query: dict[str, Any]) -> bytes:
-        prefix = query.get("prefix", [""])[0]
-        rows = [
-            f"<Contents><Key>{key.partition('/')[2]}</Key><Size>{len(data)}</Size>"
-            "<LastModified>2026-11-30T10:00:00.000Z</LastModified><ETag>x</ETag></Contents>"
-            for key, data in sorted(self.objects.items())
-            if key.startswith(f"{bucket}/{prefix}")
+        prefix, folders = query.get("prefix", [""])[0], set()
+        rows = []
+        for key, data in sorted(self.objects.items()):
+            name = key.removeprefix(f"{bucket.strip('/')}/")
+            if not name.startswith(prefix):
+                continue
+            inside, deeper, _ = name.removeprefix(prefix).partition("/")
+            if deeper and "delimiter" in query:
+                folders.add(f"{prefix}{inside}/")
+                continue
+            self.listed.append(name)
+            rows.append(
+                f"<Contents><Key>{name}</Key><Size>{len(data)}</Size>"
+                "<LastModified>2026-11-30T10:00:00.000Z</LastModified><ETag>x</ETag></Contents>"
+            )
+        rows += [
+            f"<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>"
+            for folder in sorted(folders)
         ]
         return f"<ListBucketResult>{''.join(rows)}</ListBucketResult>".encode()
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,6 +83,16 @@ def test_a_model_and_a_version_are_pulled_from_their_folders(tmp_path: Path) -> 
     assert contents(tmp_path / "near") == whole(version="1") | whole(version="2")
 
 
+def test_a_folder_may_be_named_from_here_with_and_without_a_scheme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bundle(tmp_path / "far")
+    monkeypatch.chdir(tmp_path)
+    for number, source in enumerate(("far", "file://far", f"file://{tmp_path}/far")):
+        assert "is now in" in pull(source, tmp_path / str(number))
+        assert contents(tmp_path / str(number)) == whole()
+
+
 def test_folders_deeper_than_a_repository_are_not_looked_for(tmp_path: Path) -> None:
     make_bundle(tmp_path / "far" / "deep")
     said = pull(str(tmp_path / "far"), tmp_path / "near")
@@ -107,6 +118,14 @@ def test_another_bundle_of_that_version_is_refused_unless_it_is_to_be_replaced(
     assert contents(tmp_path / "near") == whole()
     assert "is now in" in pull(str(folder), tmp_path / "near", "--replace")
     assert contents(tmp_path / "near") == whole(parameters=11)
+
+
+@pytest.mark.parametrize("name", ["old", "blobs", "replaced"])
+def test_a_model_of_any_name_is_replaced(name: str, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "near", name)
+    folder = make_bundle(tmp_path / "far", name, parameters=11)
+    assert "is now in" in pull(str(folder), tmp_path / "near", "--replace")
+    assert contents(tmp_path / "near") == whole(name, parameters=11)
 
 
 def test_a_damaged_bundle_is_said_and_mended_by_replacing_it(tmp_path: Path) -> None:
@@ -201,6 +220,25 @@ def test_a_bundle_that_does_not_fit_is_refused_before_its_first_byte(tmp_path: P
     with pytest.raises(TransferFailed, match=r"needs 1000000\.0 GB in .*--cache off"):
         fetch(remote, Wish(repository=tmp_path, max_bytes=10**16))
     assert remote.asked == [("manifest.json", 0)]
+
+
+@pytest.mark.parametrize(("room", "fits"), [(0, True), (-1, False)])
+def test_a_bundle_and_its_copy_in_the_cache_must_fit_on_one_disk_together(
+    room: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is counted from what both need."""
+    needed = 2 * sum(len(data) for data in FILES.values())
+    usage = SimpleNamespace(free=needed + room)
+    monkeypatch.setattr("service.distribution.install.shutil.disk_usage", lambda _: usage)
+    wish = Wish(repository=tmp_path / "near", cache=tmp_path / "blobs")
+    if fits:
+        fetch(fake(), wish)
+        assert contents(tmp_path / "near") == whole()
+    else:
+        remote = fake()
+        with pytest.raises(TransferFailed, match=r"in .*near and .*blobs, where .*--cache off"):
+            fetch(remote, wish)
+        assert remote.asked == [("manifest.json", 0)]
 
 
 def test_a_broken_download_goes_on_where_it_ended(tmp_path: Path) -> None:

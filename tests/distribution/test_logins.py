@@ -144,6 +144,80 @@ def test_where_blobs_and_uploads_lead_is_shown_no_login() -> None:
     assert shown == {"GET": None, "PUT": None}
 
 
+@pytest.mark.parametrize(
+    "elsewhere", ["https://storage.example/x", "https://images.example:8443/x"]
+)
+def test_what_a_registry_leads_to_does_not_say_where_to_log_in(elsewhere: str) -> None:
+    """Else whoever keeps the blobs would be sent the password of the registry."""
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        if str(request.url) == elsewhere:
+            challenge = 'Bearer realm="https://evil.example/t",service="s"'
+            return httpx.Response(401, headers={"WWW-Authenticate": challenge})
+        return httpx.Response(307, headers={"Location": elsewhere})
+
+    with pytest.raises(TransferFailed, match=r"does not give it to us \(401\)"):
+        list(registry_of(answer, Login("me", "secret")).blob("sha256:0", 0))
+    assert "evil.example" not in asked
+
+
+def test_a_login_for_https_is_not_sent_to_the_same_host_without_encryption() -> None:
+    shown = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        shown.append((request.url.scheme, request.headers.get("Authorization")))
+        if request.url.scheme == "https" and request.method == "GET":
+            return httpx.Response(401, headers={"WWW-Authenticate": 'Basic realm="images"'})
+        return httpx.Response(404)
+
+    registry = registry_of(answer, Login("me", "secret"))
+    with pytest.raises(TransferFailed, match="401"):
+        registry.manifest("1")
+    url = httpx.URL("http://images.example/v2/x")
+    with registry._open("GET", url) as answered:
+        assert answered.status_code == 404
+    assert shown[-1] == ("http", None)
+
+
+@pytest.mark.parametrize(
+    ("challenges", "sent"),
+    [
+        (
+            'Basic realm="a, b", Bearer realm="https://tokens.example/t",service="s"',
+            "Bearer opened",
+        ),
+        ('Bearer realm="https://tokens.example/t", Basic realm="a"', "Bearer opened"),
+        ("bearer realm=https://tokens.example/t", "Bearer opened"),
+        ('Negotiate, Basic realm="a \\" Bearer"', f"Basic {AUTH}"),
+        ('Negotiate abc/d==, BASIC realm="a"', f"Basic {AUTH}"),
+        ("Negotiate", None),
+        ("", None),
+    ],
+)
+def test_of_several_challenges_the_one_that_can_be_met_is_met(
+    challenges: str, sent: str | None
+) -> None:
+    shown = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "tokens.example":
+            return httpx.Response(200, json={"token": "opened"})
+        shown.append(request.headers.get("Authorization"))
+        if "Authorization" in request.headers:
+            return httpx.Response(404)
+        return httpx.Response(401, headers={"WWW-Authenticate": challenges})
+
+    registry = registry_of(answer, Login("me", "secret"))
+    if sent is None:
+        with pytest.raises(TransferFailed, match="401"):
+            registry.manifest("1")
+    else:
+        assert registry.manifest("1") is None
+    assert shown[-1] == sent
+
+
 def test_https_never_leads_to_http() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         assert request.url.scheme == "https"

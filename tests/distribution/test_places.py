@@ -300,6 +300,24 @@ def test_a_bundle_goes_to_a_bucket_and_comes_back(
         assert contents(near) == whole()
 
 
+def test_what_lies_deeper_in_a_bucket_than_models_do_is_not_listed(
+    in_a_bucket: tuple[Store, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bundle(tmp_path / "far")
+    push("s3://b/all/models", tmp_path / "far")
+    store = in_a_bucket[0]
+    store.objects |= {f"b/all/models/logs/2026/11/{n}/line": b"" for n in range(9)}
+    store.objects |= {f"b/all/models-of-others/{n}": b"" for n in range(9)}
+    pull("s3://b/all/models", tmp_path / "near")
+    assert contents(tmp_path / "near") == whole()
+    files = {f"all/models/{path}" for path in whole()}
+    assert set(store.listed) == files
+    assert "s3://b/all has no bundle: neither" in pull("s3://b/all", tmp_path / "other")
+    monkeypatch.setattr("service.distribution.buckets.MOST_FOLDERS", 3)
+    said = pull("s3://b/all/models", tmp_path / "other")
+    assert "b/all/models has more than 3 folders, which is no repository" in said
+
+
 def test_another_bundle_in_a_bucket_is_replaced_only_when_asked(
     in_a_bucket: tuple[Store, str], tmp_path: Path
 ) -> None:
