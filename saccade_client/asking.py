@@ -15,6 +15,7 @@ from saccade_client.pictures import Picture, bytes_of, url_of
 RETRIED = frozenset({429, 502, 503})
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 8.0  # where the server names none
+LEAST_LATER_S = 1.0  # what pauses grow to, at least, where the server asks for less
 NOBODY_S = 5.0  # for a server that is started again; who mistyped an address should not wait long
 MOST_TIMEOUT_MS = 3_600_000  # that a server accepts
 
@@ -68,11 +69,15 @@ class Patience:
         Raises:
             OutOfTime: nothing is.
         """
-        left_s = self._until_s - self._clock()
+        left_s = self.left_s()
         if left_s <= 0:
             raise self._too_late()
         left_ms = min(max(1, round(left_s * 1000)), MOST_TIMEOUT_MS)
         return {"timeout": left_s, "headers": {"x-request-timeout-ms": str(left_ms)}}
+
+    def left_s(self) -> float:
+        """What is left of the time, in seconds; less than nothing once it is up."""
+        return self._until_s - self._clock()
 
     def judge(self, heard: httpx.Response | httpx.TransportError) -> float | dict[str, Any]:
         """The answer, or the seconds to wait before the next try.
@@ -108,13 +113,12 @@ class Patience:
 
     def _pause_s(self, asked_s: float | None) -> float | None:
         """As long as the server asks for and a little more, that not all come back at once; None if
-        that is too late.
+        that is too late. Pauses grow also where it asks for none.
         """
-        if asked_s is None:
-            longest_s = min(FIRST_PAUSE_S * 2**self._pauses, LONGEST_PAUSE_S)
-            pause_s = longest_s * (0.5 + 0.5 * self._chance())
-        else:
-            pause_s = asked_s * (1 + 0.25 * self._chance())
+        longest_s = min(FIRST_PAUSE_S * 2**self._pauses, LONGEST_PAUSE_S)
+        pause_s = longest_s * (0.5 + 0.5 * self._chance())
+        if asked_s is not None:
+            pause_s = max(asked_s * (1 + 0.25 * self._chance()), min(pause_s, LEAST_LATER_S))
         self._pauses += 1
         return pause_s if self._clock() + pause_s < self._until_s else None
 

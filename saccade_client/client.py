@@ -9,7 +9,7 @@ from typing import Any, Self, TypedDict, Unpack
 import httpx
 
 from saccade_client.asking import Patience, question
-from saccade_client.errors import SaccadeError
+from saccade_client.errors import OutOfTime, SaccadeError
 from saccade_client.options import (
     AttentionOptions,
     ClassifyOptions,
@@ -17,7 +17,7 @@ from saccade_client.options import (
     EmbedOptions,
     SegmentOptions,
 )
-from saccade_client.pictures import Picture
+from saccade_client.pictures import Picture, sent_of
 from saccade_client.results import (
     Attention,
     Classification,
@@ -28,6 +28,11 @@ from saccade_client.results import (
 
 TIMEOUT_S = 30.0
 MOST_AT_ONCE = 64
+LEAST_STEP_S = 0.001  # for a step of a request whose time is up, which ends it
+_OF_THE_WIRE = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+_Heard = httpx.Response | httpx.TransportError
+_Answered = tuple[dict[str, Any], Picture]
+"""A document, and the picture that it is about."""
 Hear = Callable[[httpx.Response], Awaitable[None]]
 """Is told of a response as soon as its headers are there, in the task that asked."""
 
@@ -57,23 +62,23 @@ class Client:
 
     def classify(self, picture: Picture, **options: Unpack[ClassifyOptions]) -> Classification:
         """Its classes, best first."""
-        return Classification.of(self.ask("classify", picture, options), picture)
+        return Classification.of(*self._ask("classify", picture, options))
 
     def detect(self, picture: Picture, **options: Unpack[DetectOptions]) -> Detections:
         """The objects in it, best first."""
-        return Detections.of(self.ask("detect", picture, options), picture)
+        return Detections.of(*self._ask("detect", picture, options))
 
     def segment(self, picture: Picture, **options: Unpack[SegmentOptions]) -> Segmentation:
         """Its segments with their masks."""
-        return Segmentation.of(self.ask("segment", picture, options), picture)
+        return Segmentation.of(*self._ask("segment", picture, options))
 
     def embed(self, picture: Picture, **options: Unpack[EmbedOptions]) -> Embedding:
         """A vector for it."""
-        return Embedding.of(self.ask("embed", picture, options), picture)
+        return Embedding.of(*self._ask("embed", picture, options))
 
     def attention(self, picture: Picture, **options: Unpack[AttentionOptions]) -> Attention:
         """What a token, place, object or class looked at."""
-        return Attention.of(self.ask("attention", picture, options), picture)
+        return Attention.of(*self._ask("attention", picture, options))
 
     def ask(self, task: str, picture: Picture, options: Mapping[str, Any]) -> dict[str, Any]:
         """The answer as the server's JSON says it.
@@ -81,9 +86,7 @@ class Client:
         Raises:
             SaccadeError: there is none.
         """
-        parameters = dict(options)
-        patience = Patience(parameters.pop("timeout_s", self.timeout_s))
-        return self._send(question(task, picture, parameters), patience)
+        return self._ask(task, picture, options)[0]
 
     def models(self) -> list[dict[str, Any]]:
         """What is served: names, tasks, precision, what runs it."""
@@ -97,9 +100,10 @@ class Client:
     def ready(self) -> bool:
         """Whether the server answers, and would answer a picture."""
         try:
-            return self._http.get("/readyz", timeout=self.timeout_s).is_success
-        except httpx.TransportError:
+            heard = self._hear({"method": "GET", "url": "/readyz"}, Patience(self.timeout_s))
+        except OutOfTime:
             return False
+        return isinstance(heard, httpx.Response) and heard.is_success
 
     def close(self) -> None:
         """Close its connections."""
@@ -119,20 +123,47 @@ class Client:
     def __repr__(self) -> str:
         return f"Client({str(self._http.base_url)!r})"
 
+    def _ask(self, task: str, picture: Picture, options: Mapping[str, Any]) -> _Answered:
+        patience, parameters = _begun(options, self.timeout_s)
+        picture = sent_of(picture)
+        return self._send(question(task, picture, parameters), patience), picture
+
     def _get(self, path: str) -> dict[str, Any]:
         return self._send({"method": "GET", "url": path}, Patience(self.timeout_s))
 
     def _send(self, request: dict[str, Any], patience: Patience) -> dict[str, Any]:
         while True:
-            heard: httpx.Response | httpx.TransportError
-            try:
-                heard = self._http.request(**_timed(request, patience))
-            except httpx.TransportError as error:
-                heard = error
-            verdict = patience.judge(heard)
+            verdict = patience.judge(self._hear(request, patience))
             if isinstance(verdict, dict):
                 return verdict
             time.sleep(verdict)
+
+    def _hear(self, request: dict[str, Any], patience: Patience) -> _Heard:
+        """httpx gives each step the whole time anew: here each has what is left as it begins, and
+        the clock is looked at with each piece of the body.
+        """
+        timed = _timed(request, patience)
+        left_s = httpx.Timeout(timed["timeout"]).as_dict()
+
+        def begin(step: str, about: dict[str, Any]) -> None:
+            left_s.update(dict.fromkeys(left_s, max(LEAST_STEP_S, patience.left_s())))
+
+        timed["extensions"] = {"timeout": left_s, "trace": begin}
+        try:
+            with self._http.stream(**timed) as response:
+                pieces = []
+                for piece in response.iter_bytes():
+                    patience.left()
+                    pieces.append(piece)
+        except httpx.TransportError as error:
+            return error
+        headers = [row for row in response.headers.multi_items() if row[0] not in _OF_THE_WIRE]
+        return httpx.Response(
+            response.status_code,
+            headers=headers,
+            content=b"".join(pieces),
+            request=response.request,
+        )
 
 
 class AsyncClient:
@@ -162,23 +193,23 @@ class AsyncClient:
         self, picture: Picture, **options: Unpack[ClassifyOptions]
     ) -> Classification:
         """Its classes, best first."""
-        return Classification.of(await self.ask("classify", picture, options), picture)
+        return Classification.of(*await self._ask("classify", picture, options))
 
     async def detect(self, picture: Picture, **options: Unpack[DetectOptions]) -> Detections:
         """The objects in it, best first."""
-        return Detections.of(await self.ask("detect", picture, options), picture)
+        return Detections.of(*await self._ask("detect", picture, options))
 
     async def segment(self, picture: Picture, **options: Unpack[SegmentOptions]) -> Segmentation:
         """Its segments with their masks."""
-        return Segmentation.of(await self.ask("segment", picture, options), picture)
+        return Segmentation.of(*await self._ask("segment", picture, options))
 
     async def embed(self, picture: Picture, **options: Unpack[EmbedOptions]) -> Embedding:
         """A vector for it."""
-        return Embedding.of(await self.ask("embed", picture, options), picture)
+        return Embedding.of(*await self._ask("embed", picture, options))
 
     async def attention(self, picture: Picture, **options: Unpack[AttentionOptions]) -> Attention:
         """What a token, place, object or class looked at."""
-        return Attention.of(await self.ask("attention", picture, options), picture)
+        return Attention.of(*await self._ask("attention", picture, options))
 
     async def ask(self, task: str, picture: Picture, options: Mapping[str, Any]) -> dict[str, Any]:
         """The answer as the server's JSON says it.
@@ -186,12 +217,7 @@ class AsyncClient:
         Raises:
             SaccadeError: there is none.
         """
-        parameters = dict(options)
-        timeout_s = parameters.pop("timeout_s", self.timeout_s)
-        async with self._turns:
-            patience = Patience(timeout_s)
-            asked = await asyncio.to_thread(question, task, picture, parameters)
-            return await self._send(asked, patience)
+        return (await self._ask(task, picture, options))[0]
 
     async def models(self) -> list[dict[str, Any]]:
         """What is served: names, tasks, precision, what runs it."""
@@ -205,9 +231,10 @@ class AsyncClient:
     async def ready(self) -> bool:
         """Whether the server answers, and would answer a picture."""
         try:
-            return (await self._http.get("/readyz", timeout=self.timeout_s)).is_success
-        except httpx.TransportError:
+            heard = await self._hear({"method": "GET", "url": "/readyz"}, Patience(self.timeout_s))
+        except OutOfTime:
             return False
+        return isinstance(heard, httpx.Response) and heard.is_success
 
     async def close(self) -> None:
         """Close its connections."""
@@ -227,20 +254,41 @@ class AsyncClient:
     def __repr__(self) -> str:
         return f"AsyncClient({str(self._http.base_url)!r})"
 
+    async def _ask(self, task: str, picture: Picture, options: Mapping[str, Any]) -> _Answered:
+        def read() -> tuple[dict[str, Any], Picture]:
+            sent = sent_of(picture)
+            return question(task, sent, parameters), sent
+
+        async with self._turns:
+            patience, parameters = _begun(options, self.timeout_s)
+            asked, sent = await asyncio.to_thread(read)
+            return await self._send(asked, patience), sent
+
     async def _get(self, path: str) -> dict[str, Any]:
         return await self._send({"method": "GET", "url": path}, Patience(self.timeout_s))
 
     async def _send(self, request: dict[str, Any], patience: Patience) -> dict[str, Any]:
         while True:
-            heard: httpx.Response | httpx.TransportError
-            try:
-                heard = await self._http.request(**_timed(request, patience))
-            except httpx.TransportError as error:
-                heard = error
-            verdict = patience.judge(heard)
+            verdict = patience.judge(await self._hear(request, patience))
             if isinstance(verdict, dict):
                 return verdict
             await asyncio.sleep(verdict)
+
+    async def _hear(self, request: dict[str, Any], patience: Patience) -> _Heard:
+        timed = _timed(request, patience)
+        try:
+            async with asyncio.timeout(timed["timeout"]):  # httpx bounds each step by itself
+                return await self._http.request(**timed)
+        except httpx.TransportError as error:
+            return error
+        except TimeoutError:
+            return httpx.ReadTimeout("the answer did not come in time")
+
+
+def _begun(options: Mapping[str, Any], timeout_s: float) -> tuple[Patience, dict[str, Any]]:
+    """The patience of a call from now on, and the parameters among its options."""
+    parameters = dict(options)
+    return Patience(parameters.pop("timeout_s", timeout_s)), parameters
 
 
 def _connection(url: str, api_key: str | None) -> _Connection:

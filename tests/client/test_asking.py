@@ -1,8 +1,13 @@
 """How the client asks: when it tries again, how long it waits, and what it raises."""
 
 import asyncio
+import contextlib
+import gzip
 import io
 import json
+import socket
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -249,3 +254,127 @@ def test_a_problem_says_what_the_server_said() -> None:
         client.detect(b"picture", model="x")
     assert str(raised.value) == "there is no model 'x' (404 unknown_model)"
     assert raised.value.request_id == "ab"
+
+
+class Dripping:
+    """Serves one picture's answer a byte at a time, and never the last one."""
+
+    def __init__(self, pause_s: float) -> None:
+        self._pause_s = pause_s
+        self._over = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> "Dripping":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+        while not self._over.wait(self._pause_s):
+            connection.sendall(b" ")
+
+
+async def _asynchronously(url: str) -> None:
+    async with AsyncClient(url, timeout_s=0.3) as client:
+        assert not await client.ready()
+        with pytest.raises(OutOfTime, match=r"within 0\.3 seconds"):
+            await client.classify(b"picture")
+
+
+def test_an_answer_that_comes_in_drops_is_given_up_in_time() -> None:
+    with Dripping(pause_s=0.02) as server:
+        began_s = time.monotonic()
+        with Client(server.url, timeout_s=0.3) as client:
+            assert not client.ready()
+            with pytest.raises(OutOfTime, match=r"within 0\.3 seconds"):
+                client.classify(b"picture")
+        asyncio.run(_asynchronously(server.url))
+        assert time.monotonic() - began_s < 3
+
+
+def test_steps_of_one_request_share_its_time() -> None:
+    clock, seen = Clock(), []
+
+    class Steps(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            for step in ("connect_tcp", "send_request_body", "receive_response_headers"):
+                request.extensions["trace"](f"{step}.started", {})
+                seen.append(dict(request.extensions["timeout"]))
+                clock.now_s += 4
+            return httpx.Response(200, json=ANSWER)
+
+    with Client("http://host", transport=Steps()) as client:
+        client._hear({"method": "GET", "url": "/"}, patience(13, clock))
+    assert [one["read"] for one in seen] == [13, 9, 5]
+    assert [one["connect"] for one in seen] == [13, 9, 5]
+
+
+def test_a_compressed_answer_is_read() -> None:
+    zipped = gzip.compress(json.dumps(ANSWER).encode())
+    replies, _ = transport(
+        httpx.Response(200, headers={"content-encoding": "gzip"}, content=zipped)
+    )
+    with Client("http://host", transport=replies) as client:
+        assert client.classify(b"picture").model == "vit"
+
+
+def test_an_open_file_is_drawn_on_as_it_was_sent() -> None:
+    replies, seen = transport(httpx.Response(200, json=ANSWER), httpx.Response(200, json=ANSWER))
+    file = _png(PIXELS)
+    with Client("http://host", transport=replies) as client:
+        found = client.classify(io.BytesIO(file))
+    assert found.draw().size == (4, 3)
+    found = asyncio.run(_classify_file(replies, io.BytesIO(file)))
+    assert found.draw().size == (4, 3)
+    assert [request.content for request in seen] == [file, file]
+
+
+async def _classify_file(replies: httpx.MockTransport, file: io.BytesIO) -> Any:
+    async with AsyncClient("http://host", transport=replies) as client:
+        return await client.classify(file)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "RGBX", "PA", "L", "LA", "1", "RGBA"])
+def test_an_image_of_any_kind_of_pixels_is_sent(mode: str) -> None:
+    image = Image.fromarray(PIXELS).convert("LA" if mode == "PA" else "RGB").convert(mode)
+    sent = Image.open(io.BytesIO(bytes_of(image))).convert("RGB")
+    assert np.array_equal(np.asarray(sent), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_a_16_bit_image_is_drawn_on_as_the_server_sees_it(mode: str) -> None:
+    values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    image = Image.fromarray(values)
+    shown = np.asarray(upright_of(image if mode == "I;16" else image.convert(mode)))
+    assert np.array_equal(shown[..., 0], values >> 8)
+
+
+def test_an_image_of_floats_is_refused_with_what_to_do() -> None:
+    with pytest.raises(TypeError, match=r"scale it to 0\.\.255"):
+        bytes_of(Image.new("F", (4, 3)))
+
+
+def test_a_server_that_asks_for_no_pause_is_not_asked_without_end() -> None:
+    past = format_datetime(datetime.now(UTC) - timedelta(seconds=5), usegmt=True)
+    for asked in ("0", past):
+        tried = patience(1000, Clock(), chance=1.0)
+        pauses_s = [tried.judge(busy(asked)) for _ in range(6)]
+        assert pauses_s == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
+    tried = patience(1000, Clock(), chance=0.0)
+    assert [tried.judge(busy("2")) for _ in range(9)] == [2.0] * 9
