@@ -4,6 +4,7 @@ where the worker of each listens.
 
 import ctypes
 import functools
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -69,6 +70,29 @@ def find_gpus(load: Callable[[str], Any] = ctypes.CDLL) -> Gpus:
 def gpus() -> Gpus:
     """As ``find_gpus``, asked once: a driver that failed in a process fails there for good."""
     return find_gpus()
+
+
+def index_of(device: str) -> int:
+    """The number in ``cuda:1``; 0 of ``cuda``."""
+    return int(device.partition(":")[2] or 0)
+
+
+def device_fault(device: str) -> str | None:
+    """Why there is no such GPU here, as a clause; None if there is."""
+    found = gpus()
+    if found.fault is not None:
+        return found.fault
+    known = [gpu.device for gpu in found.found]
+    return None if device in ("cuda", *known) else f"there is no {device}, only {', '.join(known)}"
+
+
+def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """The driver's own number, such as 580.65.06, as the kernel's module says it."""
+    try:
+        found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", file.read_text())
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def expand(

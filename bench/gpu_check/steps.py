@@ -16,7 +16,7 @@ from bench.gpu_check.bundles import measure_onnxruntime, measure_tensorrt
 from bench.gpu_check.networks import measure_torch
 from bench.gpu_check.rows import ROOT, Room, Row, Skip, attempt, failed, needs, needs_gpu
 from bench.gpu_check.serving import measure_server
-from service.devices import find_gpus
+from service.devices import driver_version, find_gpus
 
 Step = Callable[[Room], Iterator[Row]]
 
@@ -82,15 +82,6 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """As the kernel's module says it."""
-    try:
-        found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", file.read_text())
-    except OSError:
-        return None
-    return found[1] if found else None
 
 
 def demo_repository() -> Path:

@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from service.devices import Gpu, Gpus, endpoints, expand, find_gpus, labels
+from service import devices
+from service.devices import (
+    Gpu,
+    Gpus,
+    device_fault,
+    driver_version,
+    endpoints,
+    expand,
+    find_gpus,
+    index_of,
+    labels,
+)
 from service.errors import BadSettings
 
 TWO = Gpus(
@@ -128,3 +139,30 @@ def test_several_workers_on_one_device_have_names_and_sockets_of_their_own(tmp_p
         "ipc:///run/worker-1.sock",
         "ipc:///run/worker-2.sock",
     ]
+
+
+def test_a_device_has_its_number_and_one_that_is_not_there_is_told_with_those_that_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert [index_of(device) for device in ("cuda", "cuda:0", "cuda:11")] == [0, 0, 11]
+    monkeypatch.setattr(devices, "gpus", lambda: TWO)
+    assert [device_fault(device) for device in ("cuda", "cuda:1")] == [None, None]
+    assert device_fault("cuda:2") == "there is no cuda:2, only cuda:0, cuda:1"
+    monkeypatch.setattr(devices, "gpus", lambda: NONE)
+    assert device_fault("cuda:0") == NONE.fault
+
+
+@pytest.mark.parametrize(
+    "kernel_module",
+    ["NVIDIA UNIX x86_64 Kernel Module", "NVIDIA UNIX Open Kernel Module for x86_64"],
+)
+def test_the_driver_is_known_by_the_number_of_its_kernel_module(
+    tmp_path: Path, kernel_module: str
+) -> None:
+    said = tmp_path / "version"
+    assert driver_version(said) is None
+    said.write_text(
+        f"NVRM version: {kernel_module}  580.65.06  Release Build  (root)\n"
+        "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"
+    )
+    assert driver_version(said) == "580.65.06"

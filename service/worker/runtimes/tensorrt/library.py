@@ -2,11 +2,9 @@
 
 import functools
 import warnings
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from typing import Any, Literal, NamedTuple
 
-from service.devices import gpus
+from service.devices import device_fault, driver_version, gpus, index_of
 from service.engines import Machine
 from service.errors import BadSettings, StartError
 
@@ -58,11 +56,7 @@ def fault(device: str = "cuda") -> str | None:
         load()
     except StartError as error:
         return str(error)
-    found = gpus()
-    if found.fault is not None:
-        return found.fault
-    known = [gpu.device for gpu in found.found]
-    return None if device in ("cuda", *known) else f"there is no {device}, only {', '.join(known)}"
+    return device_fault(device)
 
 
 def machine(device: str = "cuda") -> Machine:
@@ -87,35 +81,14 @@ def machine(device: str = "cuda") -> Machine:
     )
 
 
-def index_of(device: str) -> int:
-    """The number in ``cuda:1``; 0 of ``cuda``."""
-    return int(device.partition(":")[2] or 0)
-
-
-def driver_major(path: str = "/proc/driver/nvidia/version") -> int:
-    """The driver's own number (580 of 580.65.06), or the CUDA version that it brings."""
-    try:
-        with open(path) as file:  # noqa: PTH123
-            words = file.readline().split()
-    except OSError:
-        words = []
-    numbers = [word.partition(".")[0] for word in words if word[:1].isdigit() and "." in word]
-    if numbers:
-        return int(numbers[0])
+def driver_major() -> int:
+    """580 of a driver 580.65.06, or the CUDA version that it brings."""
+    found = driver_version()
+    if found is not None:
+        return int(found.partition(".")[0])
     from service.worker.runtimes.tensorrt.cuda import Driver
 
     return Driver().version() // 1000
-
-
-def versions() -> dict[str, str]:
-    """Of everything that an engine depends on and that pip knows."""
-    found = {}
-    for package in ("tensorrt", "tensorrt_rtx", "nvidia-modelopt"):
-        try:
-            found[package] = installed_version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _broken(error: Exception) -> str:

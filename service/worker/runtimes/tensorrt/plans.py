@@ -5,7 +5,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Protocol
 
 from service.engines import BatchRange
@@ -179,8 +178,3 @@ def check_profiles(engine: Engine, ranges: Sequence[BatchRange]) -> None:
 def size_of(signature: Signature, batch: int) -> tuple[int, ...]:
     """The shape of a tensor at a batch."""
     return tuple(batch if side is None else side for side in signature[1])
-
-
-def numbers_of(signature: Signature, batch: int) -> int:
-    """How many numbers that are."""
-    return prod(size_of(signature, batch))

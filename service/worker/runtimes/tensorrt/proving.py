@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from service.bundle import Bundle, Graph, Manifest, Parity
+from service.devices import index_of
 from service.engines import BatchRange, Fingerprint, Machine
 from service.errors import BadBundle
 from service.geometry import Size
@@ -22,7 +23,7 @@ from service.worker.runtimes.cache import CompiledCache
 from service.worker.runtimes.choose import Choice, check_graph, open_graph
 from service.worker.runtimes.tensorrt.building import FLAGS, Plan, Report, build, wrong_types
 from service.worker.runtimes.tensorrt.cuda import Context, Driver
-from service.worker.runtimes.tensorrt.library import index_of, machine
+from service.worker.runtimes.tensorrt.library import machine
 from service.worker.runtimes.tensorrt.plans import PlanEngine, wrong_shares
 from service.worker.runtimes.tensorrt.running import TensorRt
 
