@@ -4,14 +4,14 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import InvalidBody, InvalidParameter, SlowBody, TooLarge
@@ -67,7 +67,7 @@ async def read_body(request: Request, settings: Settings) -> Posted:
         )
     if len(posted.images) > settings.max_images:
         raise _too_many(len(posted.images), settings)
-    query = dict(request.query_params)
+    query = by_name(request.query_params.multi_items())
     overridden = {name: query[name] for name in query.keys() & posted.parameters.keys()}
     return Posted(posted.images, posted.many, query | posted.parameters, overridden)
 
@@ -80,6 +80,22 @@ async def read_bytes(request: Request, settings: Settings) -> bytes:
     """
     async with _arriving(settings):
         return await request.body()
+
+
+def by_name(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Parameters by name. One that comes several times has the list of its values: right for a list
+    like ``labels``, and refused by every other.
+    """
+    found: dict[str, Any] = {}
+    several: dict[str, list[Any]] = {}
+    for name, value in pairs:
+        if name in several:
+            several[name].append(value)
+        elif name in found:
+            several[name] = [found[name], value]
+        else:
+            found[name] = value
+    return found | several
 
 
 def parse_json(body: bytes) -> Any:
@@ -146,14 +162,28 @@ async def _arriving(settings: Settings) -> AsyncIterator[None]:
 
 
 class _FormParser(MultiPartParser):
-    """Files stay in memory, where the limit of the body bounds them: a disk may be read-only."""
+    """Files stay in memory, where the limit of the body bounds them: a disk may be read-only.
+
+    Raises MultiPartException where the last boundary is missing, with which a part would be.
+    """
 
     spool_max_size = 0
+    _ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._ended:
+            await form.close()
+            raise MultiPartException("it ends early, before its last boundary")
+        return form
 
 
 async def _read_multipart(request: Request, settings: Settings) -> Posted:
     images: list[bytes] = []
-    parameters: dict[str, Any] = {}
+    fields: list[tuple[str, str]] = []
     parser = _FormParser(
         request.headers,
         request.stream(),
@@ -167,7 +197,7 @@ async def _read_multipart(request: Request, settings: Settings) -> Posted:
             if isinstance(value, UploadFile):
                 images.append(await value.read())
             else:
-                parameters[name] = value
+                fields.append((name, value))
         await form.close()
     except MultiPartException as error:
         if str(error).startswith("Too many files"):
@@ -178,7 +208,7 @@ async def _read_multipart(request: Request, settings: Settings) -> Posted:
             "the multipart form holds no file; send a picture as a part with a filename, "
             "as in: curl -F image=@picture.jpg"
         )
-    return Posted(images, len(images) > 1, parameters)
+    return Posted(images, len(images) > 1, by_name(fields))
 
 
 def _read_json(body: bytes) -> Posted:

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import TypeAdapter
 
-from service.api.bodies import decode_base64, parse_json, parse_options, read_bytes
+from service.api.bodies import by_name, decode_base64, parse_json, parse_options, read_bytes
 from service.api.calls import JSON, Call, answer_read
 from service.api.openapi import EXAMPLE_PNG, problem_responses
 from service.api.schemas.huggingface import (
@@ -249,7 +249,7 @@ async def _answer(request: Request, name: str, task: Task) -> Response:
 async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:
     """The picture, and parameters by name out of JSON or, with bare bytes, out of the query."""
     body = await read_bytes(request, request.state.serving.settings)
-    parameters: dict[str, Any] = dict(request.query_params)
+    parameters = by_name(request.query_params.multi_items())
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == JSON:
         document = parse_json(body)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from service.api.bodies import MAX_FIELD_BYTES, MAX_FIELDS
 from tests.service.fake_app import FakeApp, picture
+from tests.service.sample_bundle import detector_of
+from tests.service.test_detect_api import FOUND
 
 KINDS = ("application/json", "multipart/form-data; boundary=x", "image/png", "", "Multipart/Form")
 
@@ -41,6 +43,36 @@ def test_a_form_with_a_picture_and_a_parameter_is_answered() -> None:
     status, answer = post(FORM)
     assert status == 200
     assert [found["label"] for found in answer["predictions"]] == ["bee", "ant"]
+
+
+@pytest.mark.parametrize("end", [b"", b"--x", b"--x\r\n", b"--x-"])
+def test_a_form_that_ends_early_is_refused_before_its_last_part_is_missed(end: bytes) -> None:
+    body = part("image", picture(green=200)) + part("top_k", b"2", file=False) + end
+    status, problem = post(body)
+    assert (status, problem["code"]) == (400, "invalid_body")
+    assert "ends early" in problem["detail"]
+
+
+def test_what_comes_several_times_is_a_list_or_refused() -> None:
+    fake = FakeApp([detector_of()])
+    fake.link.answer = FOUND
+    with fake.client() as client:
+        url, kind = "/v1/detect?threshold=0", {"content-type": "image/png"}
+
+        def detect(query: str) -> Any:
+            return client.post(url + query, content=picture(), headers=kind)
+
+        one = {found["label"] for found in detect("&labels=cat").json()["predictions"]}
+        both = {found["label"] for found in detect("&labels=cat&labels=ant").json()["predictions"]}
+        refused = detect("&top_k=1&top_k=2&top_k=3")
+        files = {"image": ("x", picture())}
+        form = client.post(url, files=files, data={"labels": ["cat", "ant"]}).json()
+        twice = client.post("/v1/detect", files=files, data={"model": ["tiny", "tiny"]})
+    assert (one, both) == ({"cat"}, {"cat", "ant"})
+    assert {found["label"] for found in form["predictions"]} == both
+    assert refused.status_code == twice.status_code == 422
+    assert (refused.json()["parameters"], twice.json()["parameters"]) == (["top_k"], ["model"])
+    assert "found ['1', '2', '3']" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,13 @@ def test_errors_say_what_is_wrong_where_the_client_looks(body: Any, status: int,
     assert problem["error"] == problem["detail"]
 
 
+def test_a_parameter_that_comes_twice_is_refused() -> None:
+    with FakeApp().client() as client:
+        answer = client.post("/models/tiny?top_k=1&top_k=2", content=picture(red=255))
+    assert answer.status_code == 422
+    assert "top_k" in answer.json()["error"]
+
+
 def test_mask_threshold_is_a_half_or_refused() -> None:
     response = ask(segmenter(), "masks", mask_threshold=0.6)
     assert (response.status_code, response.json()["parameters"]) == (422, ["mask_threshold"])
