@@ -3,6 +3,7 @@ from them right.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -174,6 +175,22 @@ def test_values_that_cannot_be_meant_are_refused_by_name(
             {"serviceMonitor": {"enabled": True}, "settings": {"metrics_access": "off"}},
             "metrics_access turns off",
         ),
+        (
+            {"serviceMonitor": {"enabled": True, "keySecret": {"name": "mine"}}},
+            "serviceMonitor.keySecret.key is needed",
+        ),
+        ({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}, "raise one of them"),
+        ({"rollingUpdate": {"maxSurge": "0%"}}, "raise one of them"),
+        ({"ingress": {"enabled": True}}, "ingress.hosts is needed"),
+        ({"settings": {"port": 0}}, "settings.port is 0"),
+        (
+            {"autoscaling": {"enabled": True, "minReplicas": 11}},
+            r"autoscaling.minReplicas is 11, and at most maxReplicas \(10\)",
+        ),
+        (
+            {"keda": {"enabled": True, "prometheus": "http://x", "maxReplicas": 1}},
+            "keda.minReplicas is 2",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_refused_with_what_to_do(
@@ -241,7 +258,75 @@ def test_models_are_pulled_before_the_server_starts_into_the_folder_that_it_read
         assert mount["mountPath"] == "/models"
         assert mount.get("readOnly", False) is (container["name"] == "saccade")
     assert variables_of(objects)["SACCADE_REPOSITORY"] == "/models"
+
+
+def test_what_pulls_models_has_the_environment_and_the_files_that_the_server_has() -> None:
+    """A proxy, and the certificate authority of a company."""
+    variable = {"name": "HTTPS_PROXY", "value": "http://proxy:3128"}
+    mount = {"name": "authority", "mountPath": "/etc/authority"}
+    values = {
+        "models": {"pull": ["oci://images.example.org/vit:1"]},
+        "extraEnv": [variable],
+        "extraVolumeMounts": [mount],
+        "extraVolumes": [{"name": "authority", "configMap": {"name": "authority"}}],
+    }
+    objects = objects_of(values)
+
+    check(objects)
+    pod = pod_of(objects)
+    for container in [*pod["initContainers"], *pod["containers"]]:
+        assert variable in container["env"]
+        assert mount in container["volumeMounts"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "cache"), [("", "off"), ("compiled", "/var/cache/saccade")], ids=["own", "claim"]
+)
+def test_what_was_pulled_is_kept_a_second_time_only_where_other_pods_find_it(
+    claim: str, cache: str
+) -> None:
+    values = {"models": {"pull": ["s3://bucket/vit"]}, "cache": {"existingClaim": claim}}
+    (container,) = pod_of(objects_of(values))["initContainers"]
+
+    assert container["env"] == [{"name": "SACCADE_CACHE", "value": cache}]
+
+
+def test_compiled_models_lie_in_a_folder_that_the_server_makes_in_the_volume() -> None:
+    """The kubelet gives volumes to root, and to a group that may write: no place for code."""
+    objects = objects_of({})
+    (mount,) = [
+        each for each in pod_of(objects)["containers"][0]["volumeMounts"] if each["name"] == "cache"
+    ]
+
+    assert Path(variables_of(objects)["SACCADE_CACHE"]).parent == Path(mount["mountPath"])
+
+
+@pytest.mark.parametrize(
+    ("sources", "ports"),
+    [
+        (["s3://bucket/vit", "https://models.example.org/detr/1"], [443]),
+        (["oci://registry:5000/vit:1", "oci://registry:5000/detr@sha256:" + "0" * 64], [443, 5000]),
+        (["https://me:12345@models.example.org:8443/a:7/1"], [443, 8443]),
+        (["oci+http://registry/vit:1", "oci://[fd00::7]:5000/vit"], [443, 80, 5000]),
+    ],
+)
+def test_the_network_lets_pods_reach_what_models_are_pulled_from_and_identities_of_clouds(
+    sources: list[str], ports: list[int]
+) -> None:
+    objects = objects_of({"models": {"pull": sources}})
+    names, out, identities = kind(objects, "NetworkPolicy")["spec"]["egress"]
+
+    check(objects)
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert [port["port"] for port in out["ports"]] == ports
+    assert [port["port"] for port in identities["ports"]] == [80, 988]
+    assert identities["to"] == [{"ipBlock": {"cidr": "169.254.0.0/16"}}]
+
+
+def test_pictures_by_url_are_fetched_by_https_and_reach_no_identities() -> None:
+    objects = objects_of({"settings": {"url_hosts": "images.example.org"}})
     egress = kind(objects, "NetworkPolicy")["spec"]["egress"]
+
     assert [port["port"] for rule in egress for port in rule["ports"]] == [53, 53, 443]
 
 
@@ -249,8 +334,12 @@ def test_models_may_lie_on_a_claim_or_any_other_volume() -> None:
     claim = pod_of(objects_of({"models": {"existingClaim": "shared", "subPath": "prod"}}))
     (volume,) = [each for each in claim["volumes"] if each["name"] == "models"]
     (mount,) = [each for each in claim["containers"][0]["volumeMounts"] if each["name"] == "models"]
-    assert volume["persistentVolumeClaim"] == {"claimName": "shared"}
+    assert volume["persistentVolumeClaim"] == {"claimName": "shared", "readOnly": True}
     assert mount["subPath"] == "prod"
+
+    filled = pod_of(objects_of({"models": {"existingClaim": "shared", "pull": ["s3://a/b"]}}))
+    (volume,) = [each for each in filled["volumes"] if each["name"] == "models"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "shared"}  # which is written to
 
     nfs = {"server": "files.example.org", "path": "/models"}
     other = pod_of(objects_of({"models": {"volume": {"nfs": nfs}}}))
@@ -307,9 +396,14 @@ def test_keda_asks_for_the_queue_of_these_pods() -> None:
     queue, cpu = kind(objects, "ScaledObject")["spec"]["triggers"]
 
     check(objects)
+    pattern = queue["metadata"]["query"].split('"')[3]
     assert queue["metadata"]["query"] == (
-        'sum(saccade_queue_depth{namespace="eyes-of-others",pod=~"eyes-saccade-.+"})'
+        f'sum(saccade_queue_depth{{namespace="eyes-of-others",pod=~"{pattern}"}})'
     )
+    for pod in ("eyes-saccade-7d9f8b6c5d-x2k4p", "eyes-saccade-6c5dx2k4p"):
+        assert re.fullmatch(pattern, pod)  # as Prometheus matches: from end to end
+    for other in ("eyes-saccade-gpu-7d9f8b6c5d-x2k4p", "eyes-saccade2-7d9f8b6c5d-x2k4p"):
+        assert not re.fullmatch(pattern, other)
     assert metrics_of(queue["metadata"]["query"]) <= {
         metric.name for metric in Metrics().registry.collect()
     }
@@ -327,9 +421,28 @@ def test_the_alerts_and_the_dashboard_are_those_of_the_repository() -> None:
     monitor = kind(objects, "ServiceMonitor")
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
     service = kind(objects, "Service")
-    assert "saccade" in service["metadata"]["labels"][monitor["spec"]["jobLabel"]]  # as alerts want
     selected = monitor["spec"]["selector"]["matchLabels"].items()
     assert selected <= service["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize(
+    "names", [{}, {"nameOverride": "eyes"}, {"fullnameOverride": "eyes"}], ids=str
+)
+def test_whatever_a_release_is_called_the_alert_that_it_is_down_finds_its_job(
+    names: dict[str, str],
+) -> None:
+    objects = objects_of({**MONITORED, **names})
+    rules = [
+        rule
+        for group in kind(objects, "PrometheusRule")["spec"]["groups"]
+        for rule in group["rules"]
+    ]
+    (down,) = [rule["expr"] for rule in rules if rule["alert"] == "SaccadeDown"]
+    pattern = down.split('"')[1]
+    label = kind(objects, "ServiceMonitor")["spec"]["jobLabel"]
+
+    assert down == f'up{{job=~"{pattern}"}} == 0'
+    assert re.fullmatch(pattern, kind(objects, "Service")["metadata"]["labels"][label])
 
 
 def test_with_everything_switched_on_all_objects_are_valid() -> None:

@@ -173,6 +173,20 @@ def test_a_folder_that_others_can_write_is_refused_with_a_warning(
     assert open_cache(tmp_path) is not None
 
 
+def test_a_folder_made_in_a_volume_that_others_can_write_is_the_servers_own(tmp_path: Path) -> None:
+    """As in Kubernetes, whose volumes belong to root and to a group."""
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 12345, 12345)
+    tmp_path.chmod(0o2777)
+    assert open_cache(tmp_path) is None
+    compiled = open_cache(tmp_path / "compiled")
+    assert compiled is not None
+    assert compiled.folder.stat().st_mode & 0o777 == 0o700
+    slot = Slot(compiled, "graph", unchanged)
+    slot.write(MADE_BY, b"compiled")
+    assert slot.read(MADE_BY) == b"compiled"
+
+
 def test_a_folder_of_somebody_else_is_refused_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

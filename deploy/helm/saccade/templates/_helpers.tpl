@@ -20,6 +20,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: {{ .Chart.Name }}
 {{ include "saccade.selector" . }}
 {{- end -}}
 
@@ -62,6 +63,14 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled }}{{ fail "autoscaling and keda would both set the number of pods: enable one of them" }}{{ end -}}
 {{- if and .Values.autoscaling.enabled (not .Values.autoscaling.cpuUtilization) (not .Values.autoscaling.queueDepth) }}{{ fail "autoscaling needs cpuUtilization or queueDepth" }}{{ end -}}
 {{- if and .Values.keda.enabled (not .Values.keda.prometheus) }}{{ fail "keda.prometheus is needed: the address of Prometheus, like http://prometheus.monitoring:9090" }}{{ end -}}
+{{- range $name := list "autoscaling" "keda" -}}
+{{- $scaled := index $.Values $name -}}
+{{- if and $scaled.enabled (gt (int $scaled.minReplicas) (int $scaled.maxReplicas)) }}{{ fail (printf "%s.minReplicas is %d, and at most maxReplicas (%d) is possible" $name (int $scaled.minReplicas) (int $scaled.maxReplicas)) }}{{ end -}}
+{{- end -}}
+{{- if and (regexMatch "^0%?$" (.Values.rollingUpdate.maxSurge | toString)) (regexMatch "^0%?$" (.Values.rollingUpdate.maxUnavailable | toString)) }}{{ fail "rollingUpdate.maxSurge and maxUnavailable are both 0, so no pod could ever be replaced: raise one of them" }}{{ end -}}
+{{- if eq (int .Values.settings.port) 0 }}{{ fail "settings.port is 0, any free one, which no service and no probe would find: give a number" }}{{ end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) }}{{ fail "ingress.hosts is needed: the names by which clients reach the server, like [vision.example.org]" }}{{ end -}}
+{{- with .Values.serviceMonitor }}{{ if and .enabled .keySecret.name (not .keySecret.key) }}{{ fail "serviceMonitor.keySecret.key is needed: the entry of the Secret that holds the key" }}{{ end }}{{ end -}}
 {{- $access := .Values.settings.metrics_access | default "key" -}}
 {{- if and .Values.serviceMonitor.enabled (eq $access "off") }}{{ fail "serviceMonitor needs metrics, which settings.metrics_access turns off" }}{{ end -}}
 {{- if and .Values.serviceMonitor.enabled (eq $access "key") (include "saccade.hasKeys" .) (not .Values.serviceMonitor.keySecret.name) }}{{ fail "with keys, /metrics asks for one: give serviceMonitor.keySecret, or set settings.metrics_access to open" }}{{ end -}}
@@ -90,7 +99,9 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 
 {{- /* All settings as JSON: what follows from other values, then what was set. */ -}}
 {{- define "saccade.settings" -}}
-{{- $all := dict "cache" "/var/cache/saccade" "drain_delay_s" (include "saccade.drainDelay" .) -}}
+{{- /* The root of a volume belongs to root and to a group that may write; the server trusts only a
+folder that it has made itself. */ -}}
+{{- $all := dict "cache" "/var/cache/saccade/compiled" "drain_delay_s" (include "saccade.drainDelay" .) -}}
 {{- if include "saccade.hasModels" . }}{{ $_ := set $all "repository" "/models" }}{{ end -}}
 {{- /* Every GPU of the pod; without any it does not start, instead of falling back. */ -}}
 {{- if .Values.gpu.enabled }}{{ $_ := set $all "device" "cuda" }}{{ end -}}
@@ -112,4 +123,16 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if kindIs "float64" . -}}
 {{- if eq (floor .) . }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
 {{- else -}}{{ . }}{{- end -}}
+{{- end -}}
+
+{{- /* Ports that models are pulled from, as JSON: that of HTTPS, and those that sources name. */ -}}
+{{- define "saccade.pullPorts" -}}
+{{- $ports := list 443 -}}
+{{- range .Values.models.pull -}}
+{{- $host := regexReplaceAll "^[^:]*://([^/?#]*).*$" . "${1}" -}}
+{{- $port := regexFind ":[0-9]+$" $host | trimPrefix ":" -}}
+{{- $plain := regexMatch "^(oci[+])?http://" . -}}
+{{- $ports = append $ports (int ($port | default (ternary "80" "443" $plain))) -}}
+{{- end -}}
+{{- toJson (uniq $ports) -}}
 {{- end -}}

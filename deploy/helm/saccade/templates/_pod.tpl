@@ -23,7 +23,11 @@ initContainers:
     {{- include "saccade.container" $ | nindent 4 }}
     args: [pull, {{ $source | quote }}, --repository, /models]
     env:
-      - {name: SACCADE_CACHE, value: /var/cache/saccade}
+      # Kept where other pods find it; in a folder of the pod's own it would only lie there twice.
+      - {name: SACCADE_CACHE, value: {{ ternary "/var/cache/saccade" "off" (not (empty $.Values.cache.existingClaim)) | quote }}}
+      {{- with $.Values.extraEnv }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
     {{- with $.Values.models.pullEnvFrom }}
     envFrom:
       {{- toYaml . | nindent 6 }}
@@ -39,6 +43,9 @@ initContainers:
         {{- with $.Values.models.subPath }}
         subPath: {{ . }}
         {{- end }}
+      {{- with $.Values.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
   {{- end }}
 {{- end }}
 containers:
@@ -132,7 +139,7 @@ httpGet: {path: {{ .path }}, port: http, scheme: {{ include "saccade.scheme" .ro
 
 {{- define "saccade.modelsVolume" -}}
 {{- if .Values.models.existingClaim -}}
-persistentVolumeClaim: {claimName: {{ .Values.models.existingClaim }}}
+persistentVolumeClaim: {claimName: {{ .Values.models.existingClaim }}{{ if not .Values.models.pull }}, readOnly: true{{ end }}}
 {{- else if .Values.models.volume -}}
 {{- toYaml .Values.models.volume -}}
 {{- else -}}
