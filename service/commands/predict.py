@@ -14,6 +14,7 @@ from service.commands.shared import (
     Url,
     examples,
     needing,
+    refuse_beside_url,
 )
 from service.settings import load_settings
 
@@ -67,6 +68,7 @@ def predict_pictures(
         from service.predict.command import Plan, parse_parameters, predict, read_key
     flags = {"repository": repository, "device": device}
     flags |= {"precision": precision, "runtime": runtime}
+    refuse_beside_url(url, flags)
     plan = Plan(
         source=source,
         task=task.value,

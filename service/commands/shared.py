@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.errors import BadBundle, StartError
+from service.errors import BadBundle, BadSettings, StartError
 
 if TYPE_CHECKING:
     from service.bundle import Bundle
@@ -60,6 +60,14 @@ def find(repository: Path, name: str | None) -> "Bundle":
         asked = "name a model" if name is None else f"there is no model {name!r}"
         raise BadBundle(f"{asked}: {repository} holds {', '.join(bundles)}")
     return bundles[name]
+
+
+def refuse_beside_url(url: str | None, local: dict[str, Any]) -> None:
+    """Raises BadSettings where a server is to answer and flags say how this machine would."""
+    if url is not None and (given := [name for name, value in local.items() if value is not None]):
+        raise BadSettings(
+            f"--{given[0]} says how this machine answers, and --url has {url} answer; leave out one"
+        )
 
 
 class PictureTask(StrEnum):

@@ -27,7 +27,6 @@ from service.evaluate.predictions import score_boxes_and_masks, score_panoptic
 from service.evaluate.report import Document, describe_scores
 from service.evaluate.running import Evaluated, Run, evaluate_run, journal_path
 from service.predict.command import Plan
-from service.predict.journal import forget
 from service.settings import Settings
 
 MANIFEST_TIMEOUT_S = 30.0
@@ -172,10 +171,7 @@ def _evaluated(
     evaluation: Evaluation, answerer: Answerer, journal: Path, console: Console
 ) -> Evaluated:
     try:
-        run = _run(evaluation, answerer, journal)
-        if evaluation.overwrite:
-            forget(journal)
-        return asyncio.run(evaluate_run(run, console))
+        return asyncio.run(evaluate_run(_run(evaluation, answerer, journal), console))
     except SaccadeError as error:
         sentence = str(error) if answerer.url is None else f"{answerer.url}: {error}"
         kept = "" if evaluation.out is None else f"; answers so far are kept in {journal}"
@@ -200,6 +196,7 @@ def _run(evaluation: Evaluation, answerer: Answerer, journal: Path) -> Run:
         api_key=answerer.api_key,
         parameters=parameters,
         concurrency=evaluation.concurrency,
+        overwrite=evaluation.overwrite,
     )
     return Run(plan, evaluation.data, dataset, manifest, matching)
 

@@ -107,7 +107,7 @@ async def evaluate_run(run: Run, console: Console) -> Evaluated:
         StartError: the journal holds answers of another version of the model.
     """
     sources = run.dataset.sources
-    with Journal(run.plan.out, run.about) as journal:
+    with Journal(run.plan.out, run.about, run.plan.overwrite) as journal:
         left = [source for source in sources if source.name not in journal.done]
         if len(left) < len(sources):
             done = len(sources) - len(left)

@@ -19,8 +19,8 @@ from service import errors
 from service.bundle import Task, find_bundle
 from service.errors import BadSettings, StartError
 from service.predict.engine import Report, choose_bundle, local_app, local_settings
-from service.predict.formats import Labels, choose_format
-from service.predict.journal import REFUSED, Journal, forget, read_rows
+from service.predict.formats import Labels, choose_format, map_names
+from service.predict.journal import REFUSED, Journal, read_rows
 from service.predict.sources import Source, find_sources
 from service.settings import Settings
 
@@ -66,6 +66,12 @@ class Plan:
         """The file of JSON lines, beside ``out`` where that is something else."""
         return self.out.with_suffix(".jsonl")
 
+    @property
+    def maps(self) -> Path | None:
+        """The folder of the maps that go with ``out``, if there may be any."""
+        has_maps = self.task == "segment" and self.out.suffix == ".json"
+        return self.out.with_suffix("") if has_maps else None
+
 
 def predict(plan: Plan) -> None:
     """Answer every picture that is not answered yet, and write ``plan.out``.
@@ -78,9 +84,10 @@ def predict(plan: Plan) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     sources = find_sources(plan.source)
     write = choose_format(plan.out, plan.task)
-    if plan.overwrite:
-        forget(plan.journal)
-    with Journal(plan.journal, {"task": plan.task, "parameters": plan.parameters}) as journal:
+    about = {"task": plan.task, "parameters": plan.parameters}
+    with Journal(plan.journal, about, plan.overwrite) as journal:
+        _check_precision(plan, journal)
+        sources = _without_maps(plan, sources, journal)
         left = [source for source in sources if source.name not in journal.done]
         if len(left) < len(sources):
             done = len(sources) - len(left)
@@ -126,6 +133,41 @@ def read_key(path: Path) -> str:
     if len(lines) != 1:
         raise BadSettings(f"--api-key-file {path} must hold one key and nothing else")
     return lines[0]
+
+
+def _check_precision(plan: Plan, journal: Journal) -> None:
+    """Raises StartError where kept answers are of another precision than the one that is wanted
+    here: if none is left to ask, no answer would show it.
+    """
+    if plan.url is None and plan.settings.precision != "auto":
+        for model, version, _ in journal.answerers:
+            journal.check((model, version, plan.settings.precision))
+
+
+def _without_maps(plan: Plan, sources: list[Source], journal: Journal) -> list[Source]:
+    """The sources but for the maps that an earlier run of the same plan wrote among them.
+
+    Raises:
+        BadSettings: pictures lie where the maps are to go, which could be overwritten.
+    """
+    if plan.maps is None:
+        return sources
+    folder = plan.maps.resolve()
+    inside = {one.name: one.path.resolve() for one in sources}
+    inside = {name: path for name, path in inside.items() if folder in path.parents}
+    if not inside:
+        return sources
+    if plan.out.exists():
+        written = {folder / name for name in map_names(plan.out)}
+    else:  # it was killed before it had written all, or has written none
+        written = set(inside.values()) if journal.done else set()
+    pictures = [n for n, path in inside.items() if path not in written or n in journal.done]
+    if pictures or len(inside) == len(sources):
+        raise BadSettings(
+            f"--out {plan.out} would put its maps into {plan.maps}, where pictures to answer are "
+            f"(such as {min(pictures or inside)}); name another file with --out"
+        )
+    return [one for one in sources if one.name not in inside]
 
 
 async def _run(plan: Plan, sources: list[Source], journal: Journal, console: Console) -> None:
@@ -195,8 +237,19 @@ async def client_of(
 
 
 async def _labels(plan: Plan) -> Labels:
-    """Labels of every model that answered, each once."""
-    models = {row["model"]: row["version"] for row in read_rows(plan.journal) if "model" in row}
+    """Labels of every model that answered, each once.
+
+    Raises:
+        StartError: answers call an id otherwise than the labels do.
+    """
+    models: dict[str, str] = {}
+    said: dict[int, str] = {}
+    for row in read_rows(plan.journal):
+        if "model" in row:
+            models[row["model"]] = row["version"]
+        for one in row.get("predictions", row.get("segments", [])):
+            if said.setdefault(one["label_id"], one["label"]) != one["label"]:
+                raise _renamed(plan, one["label_id"], said[one["label_id"]], one["label"])
     labels: dict[int, dict[str, Any]] = {}
     for name, version in models.items():
         if plan.url is None:
@@ -205,7 +258,18 @@ async def _labels(plan: Plan) -> Labels:
             async with AsyncClient(plan.url, plan.api_key) as client:
                 manifest = (await client.model(name))["manifest"]
         labels |= {label["id"]: label for label in manifest["labels"]}
+    for number, name in said.items():
+        known = labels.get(number, {}).get("name")
+        if known != name:
+            raise _renamed(plan, number, name, str(known))
     return list(labels.values())
+
+
+def _renamed(plan: Plan, number: int, name: str, other: str) -> StartError:
+    return StartError(
+        f"in {plan.journal} the label {number} is {name!r}, and of another version or model "
+        f"{other!r}; start afresh with --overwrite"
+    )
 
 
 def _stopped(plan: Plan, error: SaccadeError, answered: int) -> str:

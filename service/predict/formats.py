@@ -92,6 +92,15 @@ def write_parquet(journal: Path, out: Path, labels: Labels) -> None:
     _replace(out, lambda part: parquet.write_table(table, part))
 
 
+def map_names(out: Path) -> set[str]:
+    """The maps that an earlier run wrote with ``out``; none if that was another format."""
+    try:
+        annotations = json.loads(out.read_bytes())["annotations"]
+        return {row["file_name"] for row in annotations if "segments_info" in row}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
 def _answered(journal: Path) -> Iterator[Row]:
     return (row for row in read_rows(journal) if REFUSED not in row)
 

@@ -1,6 +1,8 @@
 """Which pictures to answer."""
 
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +33,7 @@ def find_sources(source: str) -> list[Source]:
     if source == "-":
         found = _listed(sys.stdin.read(), Path())
     elif path.is_dir():
-        files = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        found = [Source(file, file.relative_to(path).as_posix()) for file in sorted(files)]
+        found = [Source(file, file.relative_to(path).as_posix()) for file in pictures_below(path)]
     elif path.suffix.lower() in SUFFIXES and path.is_file():
         found = [Source(path, path.name)]
     else:
@@ -43,6 +44,24 @@ def find_sources(source: str) -> list[Source]:
     if len({one.name for one in found}) < len(found):
         raise BadSettings(f"{source} lists a picture twice; every picture is answered once")
     return found
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Files that are called like pictures, at any depth and by name. Links are followed, and a
+    folder that several lead to is gone through once.
+    """
+    return sorted(file for file in _files_below(folder) if file.suffix.lower() in SUFFIXES)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    seen = {os.path.realpath(folder)}
+    for root, folders, files in os.walk(folder, followlinks=True):
+        new = {os.path.realpath(Path(root, name)): name for name in sorted(folders, reverse=True)}
+        folders[:] = sorted(name for real, name in new.items() if real not in seen)
+        seen |= new.keys()
+        for file in (Path(root, name) for name in files):
+            if file.is_file() or not file.exists():  # a broken link is told of, a pipe would hang
+                yield file
 
 
 def _text_of(path: Path) -> str:
@@ -57,5 +76,5 @@ def _text_of(path: Path) -> str:
 
 
 def _listed(text: str, folder: Path) -> list[Source]:
-    names = (line.strip() for line in text.splitlines())
+    names = (line.strip() for line in text.removeprefix("\ufeff").splitlines())
     return [Source(folder / name, name) for name in names if name and not name.startswith("#")]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -122,6 +123,57 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="no file of answers"):
         predict(SCENES, "--task", "classify", "--out", out)
     assert out.read_text() == '{"precious": true}\n'
+
+
+def test_text_of_somebody_else_is_left_alone_whatever_it_ends_with(tmp_path: Path) -> None:
+    for number, text in enumerate(["precious", '{"file":"notes.txt","text":"precious"}', "{}"]):
+        out = tmp_path / f"{number}.jsonl"
+        out.write_text(text)  # with no line end, like a line that a kill cut off
+        with pytest.raises(BadSettings, match="no file of answers"):
+            predict(SCENES, "--task", "classify", "--out", out, "--option", "top_k=0")
+        assert out.read_text() == text
+
+
+def test_answers_of_another_precision_or_version_are_not_mixed_in(tmp_path: Path) -> None:
+    folder, out = tmp_path / "few", tmp_path / "out.jsonl"
+    folder.mkdir()
+    shutil.copy(SCENES / "star.jpg", folder)
+    arguments = (folder, "--task", "classify", "--out", out)
+    predict(*arguments, "--precision", "fp32")
+    before = out.read_bytes()
+    with pytest.raises(
+        StartError, match=r"holds answers of \S+ 1 fp32, and now \S+ 1 bf16 answers"
+    ):
+        predict(*arguments, "--precision", "bf16")
+    shutil.copy(SCENES / "ring.jpg", folder)
+    with pytest.raises(StartError, match="start afresh with --overwrite"):
+        predict(*arguments, "--precision", "bf16")
+    assert out.read_bytes() == before
+    out.write_bytes(before.replace(b'"version":"1"', b'"version":"0"'))
+    with pytest.raises(
+        StartError, match=r"holds answers of \S+ 0 fp32, and now \S+ 1 fp32 answers"
+    ):
+        predict(*arguments, "--precision", "fp32")
+    predict(*arguments, "--precision", "fp32", "--overwrite")
+    assert [row["version"] for row in rows_of(out)] == ["1", "1"]
+
+
+def test_labels_that_another_version_calls_otherwise_are_not_merged(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    predict(SCENES / "star.jpg", "--task", "detect", "--out", out)
+    journal = out.with_suffix(".jsonl")
+    before = out.read_bytes()
+    journal.write_text(journal.read_text().replace('"label":"star"', '"label":"comet"'))
+    with pytest.raises(StartError, match=r"label .* is 'comet', and of another version or model"):
+        predict(SCENES / "star.jpg", "--task", "detect", "--out", out)
+    assert out.read_bytes() == before
+
+
+def test_what_this_machine_would_do_is_no_option_beside_a_server(tmp_path: Path) -> None:
+    arguments = (SCENES, "--task", "detect", "--out", tmp_path / "out.jsonl")
+    for flag, value in (("--precision", "fp32"), ("--repository", str(tmp_path))):
+        with pytest.raises(BadSettings, match=f"{flag} says how this machine answers, and --url"):
+            predict(*arguments, "--url", "http://127.0.0.1:9", flag, value)
 
 
 def test_pictures_that_cannot_be_answered_are_named_and_the_others_answered(
@@ -343,6 +395,56 @@ def test_folders_are_searched_to_their_depth(tmp_path: Path) -> None:
     assert names == ["a/deep/y.png", "b/x.JPG", "z.webp"]
 
 
+def test_linked_folders_are_searched_once_and_only_files_are_pictures(tmp_path: Path) -> None:
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for path in (photos / "a.jpg", elsewhere / "b.jpg", photos / "folder.png" / "c.jpg"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (photos / "linked").symlink_to(elsewhere)
+    (photos / "again").symlink_to(photos)
+    (elsewhere / "back").symlink_to(photos)
+    (photos / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    os.mkfifo(photos / "pipe.jpg")
+    names = [one.name for one in find_sources(str(photos))]
+    assert names == ["a.jpg", "folder.png/c.jpg", "gone.jpg", "linked/b.jpg"]
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("star.jpg\n", encoding="utf-8-sig")
+    assert [one.name for one in find_sources(str(tmp_path / "list.txt"))] == ["star.jpg"]
+
+
+def test_maps_among_the_pictures_are_no_pictures_of_the_next_run(tmp_path: Path) -> None:
+    shutil.copy(SCENES / "star.jpg", tmp_path)
+    arguments = (tmp_path, "--task", "segment", "--out", tmp_path / "coco.json")
+    predict(*arguments)
+    assert (tmp_path / "coco" / "star.png").is_file()
+    shutil.copy(SCENES / "ring.jpg", tmp_path)
+    for more in ((), ("--overwrite",), ()):
+        predict(*arguments, *more)
+        assert {row["file"] for row in rows_of(tmp_path / "coco.jsonl")} == {"ring.jpg", "star.jpg"}
+        if more:
+            (tmp_path / "coco.json").unlink()  # as if killed before it was there
+
+
+def test_maps_never_overwrite_pictures(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    with Image.open(SCENES / "star.jpg") as star:
+        star.save(photos / "star.png")
+    before = (photos / "star.png").read_bytes()
+    (tmp_path / "list.txt").write_text("photos/star.png\n")
+    refused = pytest.raises(BadSettings, match=r"would put its maps into .*photos, where picture")
+    for source in (photos, tmp_path, tmp_path / "list.txt"):
+        arguments = (source, "--out", tmp_path / "photos.json")
+        with refused:
+            predict(*arguments, "--task", "segment")
+        predict(*arguments, "--task", "detect", "--overwrite")  # which has no maps
+        with refused:
+            predict(*arguments, "--task", "segment", "--overwrite")
+    assert (photos / "star.png").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [("", "holds no picture"), ("a.jpg\na.jpg\n", "lists a picture twice"), (None, "cannot read")],
@@ -365,6 +467,31 @@ def test_a_journal_keeps_whole_lines_only(tmp_path: Path) -> None:
         assert (journal.done, journal.refused) == ({"a.jpg", "b.jpg"}, 1)
         journal.add("d.jpg", {"embedding": [2.0]})
     assert [row["file"] for row in read_rows(path)] == ["a.jpg", "b.jpg", "d.jpg"]
+
+
+def test_one_run_at_a_time_has_a_journal(tmp_path: Path) -> None:
+    path, about = tmp_path / "out.jsonl", {"task": "embed"}
+    with Journal(path, about) as journal:
+        journal.add("a.jpg", {"embedding": [1.0]})
+        for afresh in (False, True):
+            with pytest.raises(StartError, match="another run writes"):
+                Journal(path, about, afresh)
+        journal.add("b.jpg", {"embedding": [2.0]})
+    assert [row["file"] for row in read_rows(path)] == ["a.jpg", "b.jpg"]
+    with Journal(path, about) as journal:
+        assert journal.done == {"a.jpg", "b.jpg"}
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 12, 40])
+def test_a_first_line_that_was_cut_is_begun_again(tmp_path: Path, length: int) -> None:
+    path, about = tmp_path / "out.jsonl", {"task": "embed"}
+    with Journal(path, about) as journal:
+        journal.add("a.jpg", {"embedding": [1.0, 2.0]})
+    path.write_bytes(path.read_bytes()[:length])
+    with Journal(path, about) as journal:
+        assert journal.done == set()
+        journal.add("b.jpg", {"embedding": [2.0]})
+    assert [row["file"] for row in read_rows(path)] == ["b.jpg"]
 
 
 def test_a_run_that_is_refused_before_its_first_answer_leaves_no_file(tmp_path: Path) -> None:
