@@ -12,6 +12,7 @@ import typer
 from prometheus_client import Metric
 from pydantic import BaseModel
 
+from service.api.connections import REFUSALS
 from service.api.problems import STATUS, status_of
 from service.bundle import Manifest
 from service.cli import app
@@ -99,6 +100,7 @@ def test_every_error_is_documented_with_its_status() -> None:
     rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \|", page("docs/http.md"), re.MULTILINE)
     there = {(str(status_of(kind("", **{}))), kind.code) for kind in KINDS}
     assert STATUS
+    there |= {(str(status), code) for status, code in REFUSALS.values()}
     assert set(rows) == there | {("500", "internal_error")}
     assert len(rows) == len(set(rows))
 

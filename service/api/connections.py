@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import resource
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,16 @@ STALL_S = 30.0  # an answer of which the client took nothing for so long is give
 SWEEP_S = 0.1
 SWEEP_MOST = 100  # closing thousands at once would keep everybody waiting
 RESERVED_DESCRIPTORS = 128
+
+REFUSALS = {
+    "malformed": (400, "invalid_http"),
+    "slow_headers": (408, "slow_headers"),
+    "large_headers": (431, "headers_too_large"),
+    "refused": (503, "overloaded"),
+}
+"""Status and ``code`` of what a connection is told that is closed before it is a request, by the
+reason that the metrics count.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -176,7 +187,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._guard.admit(self):
             self._guard.enter(self, Phase.IDLE)
         else:
-            self._refuse("refused", 503, "overloaded", "too many connections; try again soon")
+            self._refuse("refused", "too many connections; try again soon")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave."""
@@ -192,7 +203,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._framing_bytes > MAX_FRAMING_BYTES and not self.transport.is_closing():
             detail = f"a request's line and headers may have {MAX_FRAMING_BYTES} bytes"
-            self._refuse("large_headers", 431, "headers_too_large", detail)
+            self._refuse("large_headers", detail)
 
     def on_message_begin(self) -> None:
         """The first byte of a request has come."""
@@ -249,7 +260,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets a problem document as well."""
-        self._refuse("malformed", 400, "invalid_http", msg)
+        self._refuse("malformed", msg)
 
     def expire(self) -> None:
         """The time of the current phase is up."""
@@ -258,7 +269,7 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self.phase is Phase.HEADERS:
             limit_s = self._guard.limits.header_s
             detail = f"the headers did not arrive within {limit_s:g} seconds"
-            self._refuse("slow_headers", 408, "slow_headers", detail)
+            self._refuse("slow_headers", detail)
         elif self.phase is Phase.BODY:
             self.give_up("slow_body")
         elif self._wire.get_write_buffer_size() < self._unsent_bytes:  # slow, but it takes some
@@ -279,32 +290,37 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self.phase is Phase.LINGERING:
             self._wire.abort()
 
-    def _refuse(self, reason: str, status: int, code: str, detail: str) -> None:
+    def _refuse(self, reason: str, detail: str) -> None:
         """Answer if nothing else is being answered, and close."""
         self._guard.count(reason)
         if self._busy():
             self._wire.abort()
         else:
-            self._answer(status, code, detail)
+            self._answer(*REFUSALS[reason], detail)
             self._close()
 
     def _busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _answer(self, status: int, code: str, detail: str) -> None:
-        title = HTTPStatus(status).phrase
+        title, request_id = HTTPStatus(status).phrase, secrets.token_hex(8)
+        facts = {"request_id": request_id, "code": code, "status": status}
+        _log.debug("no request came of a connection: %s", detail, extra={"facts": facts})
         document = {
             "type": f"urn:saccade:problem:{code}",
             "title": title,
             "status": status,
             "detail": detail,
+            "instance": "",  # what was asked for is not known
             "code": code,
+            "request_id": request_id,
         }
         body = json.dumps(document).encode()
         lines = [
             f"HTTP/1.1 {status} {title}",
             "content-type: application/problem+json",
             f"content-length: {len(body)}",
+            f"x-request-id: {request_id}",
             *(["retry-after: 1"] if status == 503 else []),
             "connection: close",
         ]

@@ -26,6 +26,7 @@ from service.api.connections import (
     Limits,
     Phase,
 )
+from service.api.schemas.base import Problem
 
 PATIENCE_S = 20.0
 GET = b"GET /answer HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -153,7 +154,9 @@ def test_headers_that_dribble_are_answered_408_when_their_time_is_up() -> None:
             listener.pass_time(0.2)
             status, headers, body = await answer_of(reader)
             assert (status, headers["connection"]) == (408, "close")
-            assert json.loads(body)["code"] == "slow_headers"
+            problem = Problem.model_validate_json(body)
+            assert (problem.status, problem.code) == (408, "slow_headers")
+            assert problem.request_id == headers["x-request-id"]
             assert listener.closed == ["slow_headers"]
             assert await reader.read() == b""
 
@@ -227,8 +230,9 @@ def test_where_everybody_waits_for_us_a_newcomer_is_refused_and_told() -> None:
             first[1].write(GET)
             await until(lambda: listener.tasks)
             second = await listener.connect()
-            status, headers, _ = await answer_of(second[0])
+            status, headers, body = await answer_of(second[0])
             assert (status, headers["retry-after"]) == (503, "1")
+            assert Problem.model_validate_json(body).code == "overloaded"
             assert await second[0].read() == b""
             assert listener.closed == ["refused"]
             listener.may_answer.set()
