@@ -14,7 +14,7 @@ from typing import Any
 
 from service.engines import BatchRange
 from service.errors import BadBundle
-from service.worker.runtimes.tensorrt.library import Library, load
+from service.worker.runtimes.tensorrt.library import Library, load, register_plugins
 
 LEVEL = 3
 """How hard the builder looks for the fastest kernels, 0 to 5; 3 is its own default."""
@@ -84,6 +84,7 @@ def parse(graph: Path, library: Library, builder: Any = None, log: "Log | None" 
         BadBundle: it does not understand the file; the sentence names the operators.
     """
     trt, log = library.trt, log or Log(library)
+    register_plugins(library)
     builder = builder or trt.Builder(log.listener)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # always so from 11
     network = builder.create_network(0 if flag is None else 1 << int(flag))

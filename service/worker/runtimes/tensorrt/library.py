@@ -1,12 +1,15 @@
 """TensorRT, or TensorRT for RTX where that is installed instead; both have the same interface."""
 
 import functools
+import logging
 import warnings
 from typing import Any, Literal, NamedTuple
 
 from service.devices import device_fault, driver_version, gpus, index_of
 from service.engines import Machine
 from service.errors import BadSettings, StartError
+
+_log = logging.getLogger(__name__)
 
 
 class Library(NamedTuple):
@@ -48,6 +51,19 @@ def load() -> Library:
             ) from None
         except (ImportError, OSError) as error:  # a library that the module is bound to
             raise StartError(_broken(error)) from error
+
+
+@functools.cache
+def register_plugins(library: Library) -> Any:
+    """Make the library's own plugins known to its parser and to plans, once for the process; gives
+    back the logger that they keep a pointer to. TensorRT for RTX has no plugins.
+    """
+    if library.name != "tensorrt":
+        return None
+    logger = library.trt.Logger(library.trt.Logger.ERROR)
+    if not library.trt.init_libnvinfer_plugins(logger, ""):
+        _log.warning("%s cannot register its plugins; graphs that need one are refused", library)
+    return logger
 
 
 def fault(device: str = "cuda") -> str | None:
