@@ -1,9 +1,9 @@
 """Rewrites a list of the exact versions of everything that an image installs.
 
-``python deploy/pin.py`` in an environment where ``pip install -e '.[cpu,pull]'`` and the tests have
-run: what is pinned is what was tested. ``python deploy/pin.py gpu`` and ``export`` write the lists
-of the other images, where those extras are installed. A list is complete: an image installs it with
-``pip install --no-deps --requirement``.
+``python deploy/pin.py`` in an environment where ``pip install -e '.[cpu,pull,otel]'`` and the tests
+have run: what is pinned is what was tested. ``python deploy/pin.py gpu`` and ``export`` write the
+lists of the other images, where those extras are installed. A list is complete: an image installs
+it with ``pip install --no-deps --requirement``.
 """
 
 import sys
@@ -21,8 +21,8 @@ FILES = {
     "export": "constraints-export.txt",
 }
 """By extra, which is also the name of the image."""
-IN_EVERY_IMAGE = "pull"
-"""What containers fetch and send models with."""
+IN_EVERY_IMAGE = ("pull", "otel")
+"""What containers fetch and send models with, and traces, which a setting asks for."""
 HEADER = (
     "# What the {extra} image installs, in the versions that were tested.\n"
     "# Written by deploy/pin.py; change pyproject.toml, install, test, and run that.\n"
@@ -42,7 +42,8 @@ def dependencies(extra: str) -> list[Requirement]:
     pyproject = Path(__file__).parents[1] / "pyproject.toml"
     project = tomllib.loads(pyproject.read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras[extra], *extras[IN_EVERY_IMAGE]]
+    lines = [*project["dependencies"], *extras[extra]]
+    lines += [line for shared in IN_EVERY_IMAGE for line in extras[shared]]
     return [Requirement(line) for line in lines]
 
 

@@ -46,6 +46,13 @@ def test_constraints_are_exact_versions_in_order_and_nothing_else(extra: str) ->
     assert lines == sorted(lines, key=lambda line: line.split("==")[0])
 
 
+@pytest.mark.parametrize("extra", FILES)
+def test_an_image_has_what_its_settings_and_commands_ask_for(extra: str) -> None:
+    """Else ``--otlp-endpoint`` would end the start, and ``saccade pull`` do nothing."""
+    wanted = {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "obstore", "fsspec"}
+    assert wanted <= pins(extra).keys()
+
+
 def test_what_serves_brings_nothing_that_trains_converts_or_tests() -> None:
     others = {"torch", "transformers", "onnx", "pytest"}
     assert not others & pins("cpu").keys()
