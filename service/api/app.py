@@ -201,6 +201,8 @@ class PictureRoutes:
         """Answer, or pass on what is no picture."""
         handler = self._handlers.get(scope["path"]) if scope["type"] == "http" else None
         if handler is None or scope["method"] != "POST":
+            if scope["type"] == "http" and scope["method"] == "HEAD":
+                scope = {**scope, "method": "GET"}  # FastAPI has no HEAD; uvicorn sends no body
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
 from service.api.bodies import Posted, RemotePicture, parse_options, read_body
-from service.api.negotiation import choose_media_type
+from service.api.negotiation import accepted, choose_media_type
 from service.api.problems import count_rejection, problem_of
 from service.api.schemas.base import (
     MOST_TIMEOUT_MS,
@@ -73,7 +73,7 @@ class Call:
             manifest,
             request.state.trace,
             longest_s if timeout_s is None else min(longest_s, timeout_s),
-            request.headers.get("accept"),
+            accepted(request.headers),
             many,
         )
 

@@ -2,7 +2,14 @@
 
 from collections.abc import Sequence
 
+from starlette.datastructures import Headers
+
 from service.errors import NotAcceptable
+
+
+def accepted(headers: Headers) -> str | None:
+    """What a request says in ``Accept``; several lines are one list (RFC 9110, section 5.3)."""
+    return ",".join(headers.getlist("accept")) or None
 
 
 def choose_media_type(accept: str | None, offered: Sequence[str]) -> str:

@@ -124,8 +124,7 @@ def problem_responses(texts: Mapping[int, str] = _PROBLEMS) -> dict[int | str, d
     """Problems by status, as a route documents them; those of a request for pictures unless others
     are given.
     """
-    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {status: {"description": text, "content": content} for status, text in texts.items()}
+    return {status: {"description": text, "content": _PROBLEM} for status, text in texts.items()}
 
 
 def describe_keys(app: FastAPI) -> None:

@@ -19,7 +19,6 @@ _EXPOSITION: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.head("/livez", include_in_schema=False)
 @router.get("/livez", responses=_NOT_YET)
 @router.get("/v2/health/live", responses=_NOT_YET)
 async def livez(request: Request) -> Response:
@@ -31,7 +30,6 @@ async def livez(request: Request) -> Response:
     return JSONResponse({"live": live}, 200 if live else 503)
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=_NOT_YET)
 @router.get("/health", responses=_NOT_YET)
 @router.get("/healthz", responses=_NOT_YET)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.service.fake_app import FakeApp, picture
+from service.worker.link import WorkerState
+from tests.service.fake_app import RUNNING, FakeApp, picture
 from tests.service.sample_bundle import PAD, detector_of, manifest_of, segmenter_of
 from tests.service.test_detect_api import FOUND
 from tests.service.test_segment import INSTANCES, PANOPTIC, SEMANTIC, raw
@@ -85,6 +86,7 @@ def test_the_server_and_its_models_describe_themselves() -> None:
 def test_readiness_and_the_index_tell_which_models_would_run() -> None:
     fake = FakeApp([manifest_of(), segmenter_of()])  # the link knows only the first
     with fake.client() as client:
+        fake.link.state = WorkerState(True, "ready", RUNNING, failed=["masks"])
         ready, other = (client.get(f"/v2/models/{name}/ready") for name in ("tiny", "masks"))
         assert (ready.status_code, ready.json()) == (200, {"name": "tiny", "ready": True})
         assert (other.status_code, other.json()) == (503, {"name": "masks", "ready": False})
@@ -95,8 +97,28 @@ def test_readiness_and_the_index_tell_which_models_would_run() -> None:
         ("tiny", "1", "READY"),
         ("masks", "1", "UNAVAILABLE"),
     ]
+    assert [one["reason"] for one in index] == [
+        "",
+        "it cannot be loaded; the server's log says why",
+    ]
     assert only == index[:1]
     assert wrong.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (WorkerState(False, "loading"), "loading"),
+        (WorkerState(True, "ready"), "it is not loaded"),
+        (WorkerState(True, "ready", RUNNING, heard_s=0), "the worker is silent"),
+    ],
+)
+def test_the_index_says_why_nothing_would_run(state: WorkerState, reason: str) -> None:
+    fake = FakeApp()
+    with fake.client() as client:
+        fake.link.state = state
+        (found,) = client.post("/v2/repository/index").json()
+    assert (found["state"], found["reason"]) == ("UNAVAILABLE", reason)
 
 
 def test_pictures_in_one_request_come_back_as_rows_of_each_output() -> None:

@@ -14,6 +14,7 @@ from service.api.schemas.classify import ClassifyAnswer, ClassifyOptions
 from service.api.schemas.detect import DetectAnswer, DetectOptions
 from service.api.schemas.embed import EmbedAnswer, EmbedOptions
 from service.api.schemas.segment import SegmentAnswer, SegmentOptions
+from service.api.security import PROBES
 from service.tracing import Trace
 from service.worker.link import WorkerState
 from tests.service.fake_app import FakeApp, picture
@@ -259,6 +260,36 @@ def test_refusals_are_counted_by_reason() -> None:
     value = fake.metrics.registry.get_sample_value
     assert value("saccade_rejections_total", {"reason": "too_large"}) == 2
     assert value("saccade_rejections_total", {"reason": "overloaded"}) == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*PROBES, "/metrics", "/v1/models", "/v1/models/tiny", "/v2", "/docs", "/page/page.js", "/"],
+)
+def test_head_is_answered_as_get_without_a_body(path: str) -> None:
+    with FakeApp().client() as client:
+        head, get = client.head(path), client.get(path)
+    assert head.status_code == get.status_code == 200
+    assert head.content == b""
+    varying = {"x-request-id", "content-length"} if path == "/metrics" else {"x-request-id"}
+    assert {k: v for k, v in head.headers.items() if k not in varying} == {
+        k: v for k, v in get.headers.items() if k not in varying
+    }
+
+
+def test_head_is_refused_where_there_is_no_get() -> None:
+    with FakeApp().client() as client:
+        answer = client.head("/v1/classify")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+def test_several_lines_of_accept_are_one_list() -> None:
+    lines = [("accept", "text/html"), ("accept", "image/png")]
+    with FakeApp().client() as client:
+        answer = client.post("/v1/attention", content=RED, headers=lines)
+        refused = client.post("/v1/attention", content=RED, headers=lines[:1])
+    assert answer.headers["content-type"] == "image/png"
+    assert refused.status_code == 406
 
 
 def test_root_leads_to_something_to_read() -> None:

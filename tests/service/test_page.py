@@ -177,6 +177,25 @@ def test_the_page_loads_only_from_its_own_server() -> None:
         assert " style=" not in path.read_text() or path.suffix == ".svg"
 
 
+def test_a_browser_that_has_a_file_is_told_so_under_the_same_policy() -> None:
+    with FakeApp().client() as client:
+        for path in ("/", "/page/page.js"):
+            whole = client.get(path)
+            for known in (whole.headers["etag"], f'"x", W/{whole.headers["etag"]}'):
+                again = client.get(path, headers={"if-none-match": known})
+                assert (again.status_code, again.content) == (304, b"")
+                for name in ("etag", "cache-control", "content-security-policy"):
+                    assert again.headers[name] == whole.headers[name]
+            assert client.get(path, headers={"if-none-match": '"x"'}).status_code == 200
+
+
+def test_head_leaves_the_connection_in_order(demo_server: Server) -> None:
+    with httpx.Client(base_url=demo_server.url) as client:
+        for path in ("/", "/v1/models", "/page/page.js"):
+            length = client.head(path).headers["content-length"]
+            assert int(length) == len(client.get(path, headers={"accept-encoding": ""}).content)
+
+
 def names() -> list[str]:
     return [path.name for path in STATIC.iterdir() if path.name != "index.html"]
 

@@ -9,6 +9,7 @@ from service.api.bodies import parse_json, read_bytes
 from service.api.models import ADMIN, load_model, unload_model
 from service.api.schemas.oip import IndexEntry
 from service.api.serving import Serving
+from service.bundle import Manifest
 from service.errors import InvalidBody, InvalidParameter
 
 router = APIRouter(prefix="/v2/repository")
@@ -26,7 +27,7 @@ async def index(request: Request) -> list[IndexEntry]:
             name=manifest.name,
             version=manifest.version,
             state="READY" if ready else "UNAVAILABLE",
-            reason="" if ready else serving.link.state.phase,
+            reason="" if ready else _why_not(serving, manifest),
         )
         for manifest in serving.manifests.values()
         if (ready := serving.ready(manifest)) or not only_ready
@@ -47,6 +48,15 @@ async def unload(request: Request, name: str) -> Response:
     _check_parameters(await _read(request))
     await unload_model(request, name)
     return Response(b"{}", media_type="application/json")
+
+
+def _why_not(serving: Serving, manifest: Manifest) -> str:
+    state = serving.link.state
+    if manifest.name in state.failed:
+        return "it cannot be loaded; the server's log says why"
+    if state.answers():
+        return "it is not loaded"
+    return "the worker is silent" if state.ready else state.phase
 
 
 async def _read(request: Request) -> dict[str, Any]:

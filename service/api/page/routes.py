@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 
 from service.api.serving import Serving
 from service.metrics import Metrics
@@ -31,12 +31,10 @@ def open_paths() -> frozenset[str]:
     return frozenset(("/", "/page/samples", *(f"/page/{name}" for name in _files())))
 
 
-@router.head("/")
 @router.get("/")
-async def page() -> FileResponse:
+async def page(request: Request) -> Response:
     """The page, where pictures are tried in a browser."""
-    headers = _FRESH | {"Content-Security-Policy": POLICY}
-    return FileResponse(STATIC / "index.html", headers=headers)
+    return _as_is(request, STATIC / "index.html", {"Content-Security-Policy": POLICY})
 
 
 @router.get("/page/samples")
@@ -56,12 +54,26 @@ async def status(request: Request) -> dict[str, Any]:
 
 
 @router.get("/page/{path:path}")
-async def file(path: str) -> FileResponse:
+async def file(request: Request, path: str) -> Response:
     """A script, style, mark or sample picture of the page."""
     found = _files().get(path)
     if found is None:
         raise HTTPException(404)
-    return FileResponse(found, headers=_FRESH)
+    return _as_is(request, found)
+
+
+def _as_is(request: Request, path: Path, headers: dict[str, str] | None = None) -> Response:
+    """A file, or 304 to a browser that has it already (RFC 9110, section 13.1.2).
+
+    Browsers take over the headers of a 304, so it has those of the file.
+    """
+    own = _FRESH | (headers or {})
+    response = FileResponse(path, headers=own, stat_result=path.stat())
+    known = request.headers.get("if-none-match", "").split(",")
+    if response.headers["etag"] not in (tag.strip().removeprefix("W/") for tag in known):
+        return response
+    kept = {name: response.headers[name] for name in ("etag", *own)}
+    return Response(status_code=304, headers=kept)
 
 
 @cache

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from service.api.calls import JSON, Call, answer_all, dump
-from service.api.negotiation import choose_media_type
+from service.api.files import ANSWER_HEADER, PNG
+from service.api.negotiation import accepted, choose_media_type
 from service.api.openapi import describe
 from service.api.schemas.attention import (
     AttentionAnswer,
@@ -30,7 +31,7 @@ from service.tasks.detect import boxes_on_picture
 
 router = APIRouter()
 
-PNG, NPY = "image/png", "application/x-npy"
+NPY = "application/x-npy"
 
 
 @router.post("/v1/attention", **describe(AttentionOptions, AttentionAnswer, (PNG, NPY)))
@@ -39,7 +40,7 @@ async def attention_maps(request: Request) -> Response:
     overlay (image/png).
     """
     request.state.trace.task = "attention"  # a refusal counts as a request too
-    media_type = choose_media_type(request.headers.get("accept"), (JSON, NPY, PNG))
+    media_type = choose_media_type(accepted(request.headers), (JSON, NPY, PNG))
     if media_type == JSON:
         return await answer_all(request, "attention", AttentionOptions, _attention)
     return await answer_all(
@@ -69,7 +70,7 @@ async def _attention_file(
         _check_one_grid(maps)
         encode = partial(_npy, maps)
     body = await call.offload(encode)
-    return Response(body, media_type=media_type, headers={"X-Saccade-Answer": _summary(answer)})
+    return Response(body, media_type=media_type, headers={ANSWER_HEADER: _summary(answer)})
 
 
 def _document(maps: list[attention.Map], answer: AttentionAnswer) -> str:

@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from service.api.calls import JSON, Call, Work, answer_planned
 from service.api.files import JPEG, PNG, WEBP, picture_response
-from service.api.negotiation import choose_media_type
+from service.api.negotiation import accepted, choose_media_type
 from service.api.openapi import describe
 from service.api.schemas.base import Box
 from service.api.schemas.detect import DetectAnswer, Detection, DetectOptions
@@ -25,7 +25,7 @@ PICTURES = (PNG, JPEG, WEBP)
 async def detect_objects(request: Request) -> Response:
     """Objects with boxes: JSON, or drawn on the picture (image/png, image/jpeg, image/webp)."""
     request.state.trace.task = "detect"  # a refusal counts as a request too
-    choose_media_type(request.headers.get("accept"), (JSON, *PICTURES))
+    choose_media_type(accepted(request.headers), (JSON, *PICTURES))
     return await answer_planned(request, "detect", DetectOptions, _plan)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from service.api.calls import JSON, Call, Work, answer_planned, dump
 from service.api.files import JPEG, MIXED, PNG, WEBP, mixed_response, picture_response
-from service.api.negotiation import choose_media_type
+from service.api.negotiation import accepted, choose_media_type
 from service.api.openapi import describe
 from service.api.schemas.segment import (
     MaskFormat,
@@ -40,7 +40,7 @@ async def segment_images(request: Request) -> Response:
     with the masks drawn on it; multipart/mixed is the picture and the JSON.
     """
     request.state.trace.task = "segment"  # a refusal counts as a request too
-    choose_media_type(request.headers.get("accept"), (JSON, *PICTURES, MIXED))
+    choose_media_type(accepted(request.headers), (JSON, *PICTURES, MIXED))
     return await answer_planned(request, "segment", SegmentOptions, _plan)
 
 
