@@ -29,10 +29,11 @@ from service.bundle import Bundle, load_bundle
 from service.engines import BatchRange, Machine, batch_ranges
 from service.errors import BadBundle, StartError
 from service.geometry import Size
+from service.settings import DEMO_REPOSITORY
 from service.worker.runtimes.base import Arrays
 from service.worker.runtimes.choose import Choice, open_graph
 from service.worker.runtimes.tensorrt import proving
-from service.worker.runtimes.tensorrt.building import Plan, build, parse, wrong_types
+from service.worker.runtimes.tensorrt.building import Plan, build, parse, product_shares, wrong_types
 from service.worker.runtimes.tensorrt.library import Library, fault, load, machine
 from service.worker.runtimes.tensorrt.proving import Opened, Workshop
 
@@ -189,6 +190,13 @@ def test_the_plugin_is_one_node_of_version_2_that_only_tensorrt_has(
     if library.name == "tensorrt_rtx":  # which has no plugins
         with pytest.raises(BadBundle, match=f"cannot read sampler.onnx: {PLUGIN}"):
             parse(tmp_path / "sampler.onnx", library)
+
+
+@pytest.mark.parametrize("path", sorted(DEMO_REPOSITORY.glob("*/1/model.onnx")), ids=str)
+def test_every_demo_graph_can_be_read_for_an_engine(path: Path, library: Library) -> None:
+    network = parse(path, library)
+    assert product_shares(network) == {"fp32": 1.0}
+    assert network.num_outputs == len(onnx.load(path, load_external_data=False).graph.output)
 
 
 def test_a_demo_graph_builds_with_a_dynamic_batch_and_tells_how_far_it_is(
