@@ -29,6 +29,14 @@ _PHRASES = (
     "devicesunavailable",
     "deviceunavailable",
     "mpsclientterminated",
+    # CUDA graphs are captured when a model is opened, where a failure is met. Later these say that
+    # a stream was left in a capture, and it will run nothing.
+    "streamcapture",
+    "streamiscapturing",
+    "capturingstream",
+    "capturingblockingstream",
+    "capturesequence",
+    "errorduringcapture",
 )
 
 

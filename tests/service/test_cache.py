@@ -144,6 +144,22 @@ def test_what_was_not_used_for_longest_goes_first_and_files_of_others_stay(
     assert [slot.read(MADE_BY) is not None for slot in slots] == [True, False, True, True]
 
 
+def test_folders_of_a_library_go_like_entries_and_the_one_in_use_stays(tmp_path: Path) -> None:
+    (tmp_path / "tensorrt-of-somebody.txt").write_bytes(bytes(10))
+    cache = CompiledCache(tmp_path, 300)
+    cache.write("entry", bytes(60))
+    old, used, new = (cache.subfolder(key) for key in ("old", "used", "new"))
+    assert len({old, used, new}) == 3
+    assert old.stat().st_mode & 0o777 == 0o700
+    for age, folder in enumerate((old, used, new)):
+        (folder / "engine").write_bytes(bytes(150))
+        os.utime(folder, (1000 + age, 1000 + age))
+    assert cache.subfolder("used") == used
+    assert cache.read("entry") == bytes(60)
+    assert [folder.exists() for folder in (old, used, new)] == [False, True, False]
+    assert (used / "engine").stat().st_size == 150
+
+
 def test_a_full_disk_costs_the_entry_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

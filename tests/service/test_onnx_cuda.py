@@ -2,8 +2,12 @@
 tests marked ``gpu`` run on the real one.
 """
 
+import gc
+import logging
 import re
+import threading
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +15,18 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from service import devices
 from service.devices import Gpus, gpus
 from service.errors import BadBundle, BadSettings
 from service.worker.runtimes import onnx_cuda
 from service.worker.runtimes.cache import CompiledCache, Slot
 from service.worker.runtimes.choose import FASTEST_FIRST, Choice, open_graph, open_runtime
+from service.worker.runtimes.device_thread import DeviceThread
 from service.worker.runtimes.onnx_cuda import (
     CUDA,
+    MOST_CAPTURED,
     MOST_KEPT,
+    NO_CAPTURE,
     TENSORRT,
     Buffers,
     OnnxCuda,
@@ -36,6 +44,7 @@ from tests.service.test_runtimes import (
     CANVAS,
     bundle_of,
     expected_scores,
+    graph_of,
     pictures,
     write_graph,
 )
@@ -52,13 +61,138 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_bound_buffers_give_the_answers_of_every_batch_size(path: Path) -> None:
-    buffers = Buffers(open_session(path, HERE, strict=False), HERE, captures=False)
+    buffers = Buffers(open_session(path, HERE, strict=False), HERE)
     sizes = [*range(1, MOST_KEPT + 4), 3, 1, MOST_KEPT + 3]
     for size in sizes:
         images = np.roll(pictures(size), size)
         outputs = buffers.run({"images": images})
         np.testing.assert_allclose(outputs["scores"], expected_scores(images), atol=1e-5)
     assert len(buffers._kept) == MOST_KEPT
+
+
+def numbers_of_graphs(session: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of the CUDA graph of every run from now on."""
+    run, found = session.run_with_iobinding, list[int]()
+
+    def spy(binding: Any, options: Any) -> None:
+        found.append(int(options.get_run_config_entry("gpu_graph_id")))
+        run(binding, options)
+
+    monkeypatch.setattr(session, "run_with_iobinding", spy)
+    return found
+
+
+def test_graphs_are_captured_the_largest_first_and_replayed_and_no_run_captures_another(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(path, HERE, strict=False)
+    numbers = numbers_of_graphs(session, monkeypatch)
+    buffers = Buffers(session, HERE)
+    buffers.capture([1, 2, 3])
+    assert numbers == [NO_CAPTURE, 3, NO_CAPTURE, 2, NO_CAPTURE, 1], "each is warmed up before"
+    for size in (*range(4, 2 * MOST_KEPT), 3, 2, 1):
+        numbers.clear()
+        images = np.roll(pictures(size), size)
+        outputs = buffers.run({"images": images})
+        np.testing.assert_allclose(outputs["scores"], expected_scores(images), atol=1e-5)
+        assert numbers == ([size] if size <= 3 else [NO_CAPTURE] * 2)
+
+
+class Devices:
+    """Stands in for a GPU: the CPU, in a thread of its own; remembers what ran where."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, broken_graphs: bool = False) -> None:
+        self.thread = DeviceThread("cuda:0")
+        self.ran_in: set[str] = set()
+        self.captured: list[list[int]] = []
+        self.released_in: list[str] = []
+        self.asked: list[bool] = []
+        capture, run, release = Buffers.capture, Buffers.run, Buffers.release
+
+        def place_of(device: str, captured: bool = True) -> Place:
+            self.asked.append(captured)
+            return HERE
+
+        def captures(buffers: Buffers, batches: Iterable[int]) -> None:
+            self.ran_in.add(threading.current_thread().name)
+            self.captured.append(list(batches))
+            if broken_graphs:
+                raise RuntimeError("CUDA failure 900: operation not permitted when ...")
+            capture(buffers, self.captured[-1])
+
+        def runs(buffers: Buffers, *given: Any) -> Any:
+            self.ran_in.add(threading.current_thread().name)
+            return run(buffers, *given)
+
+        def releases(buffers: Buffers) -> None:
+            self.released_in.append(threading.current_thread().name)
+            release(buffers)
+
+        monkeypatch.setattr(onnx_cuda, "fault", lambda device: None)
+        monkeypatch.setattr(onnx_cuda, "device_thread", lambda index: self.thread)
+        monkeypatch.setattr(onnx_cuda, "place_of", place_of)
+        monkeypatch.setattr(Buffers, "capture", captures)
+        monkeypatch.setattr(Buffers, "run", runs)
+        monkeypatch.setattr(Buffers, "release", releases)
+
+
+def test_everything_of_a_graph_on_a_gpu_is_captured_run_and_given_back_in_one_thread(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Devices(monkeypatch)
+    runtime = OnnxCuda(path, device="cuda:0")
+    assert runtime.captures
+    assert device.captured == [list(range(1, MOST_CAPTURED + 1))]
+    images = pictures(3)
+    found = runtime.run({"images": images}, ["scores"])
+    np.testing.assert_allclose(found["scores"], expected_scores(images), atol=1e-5)
+    assert list(found) == ["scores"]
+    del runtime
+    gc.collect()
+    device.thread.do(lambda: None)
+    assert (device.ran_in, device.released_in) == ({"cuda:0"}, ["cuda:0"])
+
+
+def test_a_graph_that_cannot_be_captured_is_opened_again_without(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Devices(monkeypatch, broken_graphs=True)
+    with caplog.at_level(logging.INFO):
+        runtime = OnnxCuda(path, device="cuda:0")
+    assert not runtime.captures
+    assert device.asked[-1] is False
+    assert "without CUDA graphs" in caplog.text
+    images = pictures(2)
+    found = runtime.run({"images": images})["scores"]
+    np.testing.assert_allclose(found, expected_scores(images), atol=1e-5)
+
+
+def test_explain_graphs_are_opened_while_others_serve_and_not_captured(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Devices(monkeypatch)
+    bundle = bundle_of(path.parent, FASTEST_FIRST, graph_of(), graph_of("explain"))
+    choice = Choice("onnxruntime", "fp32", "cuda:0")
+    open_runtime(bundle, "explain", CANVAS, choice)
+    assert (device.asked, device.captured) == ([False], [])
+    open_runtime(bundle, "serve", CANVAS, choice)
+    assert len(device.captured) == 1
+
+
+def test_what_keeps_a_session_from_opening_is_told_and_not_what_came_of_a_second_try(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tries: list[Any] = []
+
+    def create(self: Any, providers: Any, *_: Any) -> None:
+        tries.append(providers)
+        self._fallback_providers = ["CPUExecutionProvider"]
+        raise RuntimeError("[ERROR] [TensorRT] The value for the key is no boolean")
+
+    monkeypatch.setattr(ort.InferenceSession, "_create_inference_session", create)
+    with pytest.raises(BadBundle, match="the key is no boolean"):
+        open_session(path, HERE, strict=False)
+    assert (len(tries), capsys.readouterr().out) == (1, "")
 
 
 def test_a_session_with_another_provider_than_was_asked_for_is_refused(path: Path) -> None:
@@ -83,6 +217,24 @@ def test_only_arithmetic_on_shapes_may_be_left_to_the_cpu(path: Path) -> None:
         check_assignment({CUDA: Counter(), cpu: Counter(GridSample=2, TopK=1)}, path, ON_GPU)
 
 
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        (
+            {TENSORRT: Counter(MatMul=8), CUDA: Counter(Conv=1, MatMul=2, Cast=1)},
+            "1 Conv, 2 MatMul",
+        ),
+        ({CUDA: Counter(Softmax=1)}, "everything"),
+        ({}, "everything"),
+    ],
+)
+def test_products_that_tensorrt_leaves_to_cuda_are_not_called_half_precision(
+    path: Path, found: dict[str, Counter[str]], named: str
+) -> None:
+    with pytest.raises(BadBundle, match=f"TensorRT left {named} to CUDA, in fp32"):
+        check_assignment(found, path, Place(TENSORRT, "cuda"))
+
+
 def test_what_runs_where_is_read_from_the_session(path: Path) -> None:
     session = open_session(path, HERE, strict=False)
     found = onnx_cuda.assigned(session)
@@ -101,15 +253,15 @@ def test_without_a_driver_a_gpu_is_refused_with_a_sentence(
     monkeypatch.setattr(ort, "get_available_providers", lambda: [TENSORRT, CUDA])
     with pytest.raises(BadSettings, match=r"on cuda:0: there is no NVIDIA driver here"):
         OnnxCuda(path, device="cuda:0")
-    monkeypatch.setattr(onnx_cuda, "gpus", lambda: Gpus(fault="all GPUs are lost"))
+    monkeypatch.setattr(devices, "gpus", lambda: Gpus(fault="all GPUs are lost"))
     assert supported_precisions("cuda:0") == ()
 
 
 def test_fp32_is_fp32_and_memory_grows_no_more_than_it_must() -> None:
-    options = place_of("cuda:2", "fp32").options
+    options = place_of("cuda:2").options
     assert (options["device_id"], options["use_tf32"]) == ("2", "0")
     assert options["arena_extend_strategy"] == "kSameAsRequested"
-    assert place_of("cuda:2", "fp32", captured=False).options["enable_cuda_graph"] == "0"
+    assert place_of("cuda:2", captured=False).options["enable_cuda_graph"] == "0"
 
 
 @pytest.mark.parametrize(
@@ -147,10 +299,19 @@ def test_an_engine_of_the_provider_takes_every_batch_without_being_built_anew(
     options = place.options
     assert options["trt_profile_min_shapes"] == "images:1x8x6x3,sizes:1x2"
     assert options["trt_profile_max_shapes"] == "images:64x8x6x3,sizes:64x2"
-    assert options["trt_bf16_enable"] == "1"
-    assert "trt_fp16_enable" not in options
+    switches = {
+        name: value for name, value in options.items() if not re.search("shapes|path", name)
+    }
+    assert switches == {  # "1" is no boolean there, and ends the start
+        "device_id": "1",
+        "trt_bf16_enable": "True",
+        "trt_layer_norm_fp32_fallback": "True",
+        "trt_engine_cache_enable": "True",
+        "trt_timing_cache_enable": "True",
+    }
     assert options["trt_engine_cache_path"] == str(tmp_path)
-    assert onnx_cuda._providers(place)[1] == (CUDA, {"device_id": "1"})
+    name, beside = onnx_cuda._providers(place)[1]
+    assert (name, beside["device_id"], beside["use_tf32"]) == (CUDA, "1", "0")
     assert "trt_engine_cache_enable" not in tensorrt_place("cuda:1", "fp16", rows, None).options
 
 
@@ -185,7 +346,7 @@ def test_what_a_gpu_computes_is_compared_with_the_cpu_before_it_serves(
     bundle = bundle_of(path.parent, FASTEST_FIRST)
     choice = Choice("onnxruntime", "fp32", "cuda:0")
 
-    def create(path: Path, *_: Any) -> Liar:
+    def create(path: Path, *_: Any, captures: bool) -> Liar:
         return Liar(path, factor)
 
     monkeypatch.setattr(onnx_cuda, "OnnxCuda", create)

@@ -18,6 +18,11 @@ from service.worker.sticky import lost_the_device
         "GPU 0000:3b:00.0: GPU has fallen off the bus.",
         "cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable",
         "no CUDA-capable device is detected",
+        "CUDA failure 900: operation not permitted when stream is capturing ; GPU=0",
+        "CUDA failure 901: operation failed due to a previous error during capture ; GPU=0",
+        "cuEventSynchronize: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+        "cudaErrorStreamCaptureImplicit: operation would make the legacy stream depend on a "
+        "capturing blocking stream",
     ],
 )
 def test_what_leaves_a_context_broken_is_known(said: str) -> None:

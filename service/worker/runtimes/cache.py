@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from typing import Any
 MAX_BYTES = 4 * 2**30
 FORMAT = "1"  # part of every key; changes with the layout of an entry
 SUFFIX, UNFINISHED = ".compiled", ".unfinished"
+FOLDERS = "tensorrt-"
+"""How the names of folders begin in which a library keeps files of its own."""
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 DIGEST_BYTES = 32
 
@@ -77,20 +80,35 @@ class CompiledCache:
                 with contextlib.suppress(OSError):
                     unfinished.unlink()
 
+    def subfolder(self, key: str) -> Path:
+        """A folder for a library that keeps files of its own. All of it goes when it was not asked
+        for longest; what it grows by afterwards counts from the next time.
+        """
+        path = self.folder / (FOLDERS + hashlib.sha256(key.encode()).hexdigest()[:32])
+        path.mkdir(mode=0o700, exist_ok=True)
+        os.utime(path)
+        try:
+            self._prune(path)
+        except OSError as error:
+            _log.warning("cannot make room in %s: %s", self.folder, error.strerror)
+        return path
+
     def _path(self, key: str) -> Path:
         return self.folder / (hashlib.sha256(key.encode()).hexdigest() + SUFFIX)
 
     def _prune(self, newest: Path) -> None:
         entries = []
         for path in self.folder.iterdir():
-            if path.suffix in (SUFFIX, UNFINISHED) and path != newest:
+            ours = path.suffix in (SUFFIX, UNFINISHED) or path.name.startswith(FOLDERS)
+            if ours and path != newest:
                 with contextlib.suppress(FileNotFoundError):  # another server prunes too
-                    found = path.stat()
-                    entries.append((found.st_mtime, found.st_size, path))
-        left = self._max_bytes - newest.stat().st_size
+                    entries.append((path.stat().st_mtime, _size_of(path), path))
+        left = self._max_bytes - _size_of(newest)
         for _, size, path in sorted(entries, reverse=True):
             left -= size
-            if left < 0:
+            if left < 0 and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif left < 0:
                 path.unlink(missing_ok=True)
 
 
@@ -143,6 +161,13 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     with contextlib.suppress(OSError), cpuinfo.open() as lines:
         features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return f"{platform.machine()} {' '.join(sorted(features.partition(':')[2].split()))}"
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file, or of those in a folder."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.iterdir())
 
 
 def _untrusted(found: os.stat_result) -> str | None:

@@ -157,7 +157,7 @@ def open_runtime(
     """Compile one graph of the bundle and check it against the manifest; on a GPU also what it
     computes, against the same on the CPU.
 
-    Explain graphs compute in fp32, whatever serves. Without ``threads`` the library takes every
+    Explain graphs are opened as ``explains`` says. Without ``threads`` the library takes every
     core that this process may use. ``rebuild`` as of ``candidates``; ``report`` hears how far that
     is.
 
@@ -172,11 +172,9 @@ def open_runtime(
 
         tools = workshop(choice.device, cache)
         return open_engine(bundle, canvas, choice.precision, tools, rebuild, cache, report)
-    if choice.runtime == "tensorrt":  # no engines are made of explain graphs
-        beside = Choice("onnxruntime", "fp32", choice.device)
-        choice = beside if supports(beside) is None else _REFERENCE
-    precision = "fp32" if graph_kind == "explain" else choice.precision
-    graph = bundle.manifest.graph(graph_kind, canvas, precision)  # type: ignore[arg-type]
+    if graph_kind == "explain":
+        choice = explains(choice)
+    graph = bundle.manifest.graph(graph_kind, canvas, choice.precision)  # type: ignore[arg-type]
     if graph is None:
         sizes = ", ".join(str(size) for size in bundle.manifest.canvases)
         raise BadBundle(
@@ -184,9 +182,8 @@ def open_runtime(
         )
     path = bundle.path(graph)
     slot = None if cache is None else _slot(cache, bundle, graph)
-    runtime = open_graph(
-        path, Choice(choice.runtime, precision, choice.device), threads, slot, streams
-    )
+    # Explain graphs are opened while others serve, for few: eight captures are not worth it.
+    runtime = open_graph(path, choice, threads, slot, streams, captures=graph_kind == "serve")
     check_graph(path, graph, runtime)
     if choice.on_gpu:
         reference = bundle.manifest.graph(graph_kind, canvas, "fp32")
@@ -195,21 +192,36 @@ def open_runtime(
     return runtime
 
 
+def explains(choice: Choice) -> Choice:
+    """What opens the explain graphs of a bundle that is served so: the same in fp32. No engines are
+    made of them, so beside TensorRT it is ONNX Runtime, on the CPU where its build is for CPUs.
+    """
+    if choice.runtime != "tensorrt":
+        return replace(choice, precision="fp32")
+    beside = Choice("onnxruntime", "fp32", choice.device)
+    return beside if supports(beside) is None else _REFERENCE
+
+
 def open_graph(
     path: Path,
     choice: Choice,
     threads: int = 0,
     slot: Slot | None = None,
     streams: int = 1,
+    captures: bool = True,
 ) -> Runtime:
-    """Compile an ONNX file, which need not belong to a bundle yet."""
+    """Compile an ONNX file, which need not belong to a bundle yet. ``captures`` is of a GPU: have
+    small batches replayed as CUDA graphs.
+    """
     if (choice.runtime, choice.on_gpu) not in _CLASSES:
         raise BadSettings(f"{choice.runtime} does not run on {choice.device}")
     module = _library(choice.runtime, choice.on_gpu)
     if module is None:
         raise StartError(_missing(choice))
     create: Callable[..., Runtime] = getattr(module, _CLASSES[choice.runtime, choice.on_gpu][1])
-    return create(path, choice.precision, threads or _core_limit(), choice.device, streams, slot)
+    of_gpu = {"captures": captures} if choice.on_gpu else {}
+    threads = threads or _core_limit()
+    return create(path, choice.precision, threads, choice.device, streams, slot, **of_gpu)
 
 
 def supports(choice: Choice) -> str | None:

@@ -137,7 +137,9 @@ def read_session(
     options.add_external_initializers_from_files_in_memory(
         [other.name for other in named], contents, [len(content) for content in contents]
     )
-    return ort.InferenceSession(path, options, providers=providers)
+    # Else the library prints what went wrong, tries again with other providers, and raises what
+    # went wrong with those.
+    return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
 
 
 def _options(threads: int) -> ort.SessionOptions:

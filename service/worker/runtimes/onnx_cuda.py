@@ -3,12 +3,12 @@ nothing falls back.
 """
 
 import ctypes
-import hashlib
 import logging
-import threading
+import weakref
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from service.devices import gpus
+from service.devices import device_fault, index_of
 from service.errors import BadBundle, BadSettings
 from service.worker.runtimes.base import Arrays, Signature
 from service.worker.runtimes.cache import Slot
+from service.worker.runtimes.device_thread import DeviceThread, device_thread
 from service.worker.runtimes.onnx import read_session, signatures
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -41,6 +42,10 @@ SHAPE_OPERATORS = frozenset(
     | {"Identity", "Max", "Min", "Mod", "Mul", "Range", "ReduceProd", "Reshape", "Shape", "Size"}
     | {"Slice", "Squeeze", "Sub", "Unsqueeze", "Where"}
 )
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
+"""Where nearly all of the arithmetic is: what these compute in is a graph's precision."""
+
+Shapes = tuple[tuple[int, ...], ...]
 
 _log = logging.getLogger(__name__)
 
@@ -77,25 +82,22 @@ def fault(device: str) -> str | None:
             f"the installed onnxruntime {ort.__version__} is the one for CPUs; "
             "install the other in its place: pip install 'saccade[gpu]'"
         )
-    found = gpus()
-    if found.fault is not None:
-        return found.fault
-    known = [gpu.device for gpu in found.found]
-    return None if device in ("cuda", *known) else f"there is no {device}, only {', '.join(known)}"
+    return device_fault(device)
 
 
-def place_of(device: str, precision: str, captured: bool = True) -> Place:
-    """The CUDA provider on ``cuda`` or ``cuda:1``.
+def place_of(device: str, captured: bool = True) -> Place:
+    """The CUDA provider on ``cuda`` or ``cuda:1``; fp32 there is fp32, not TF32.
 
-    Memory is taken as it is asked for, and kept: after the largest batch it does not grow. fp32 is
-    fp32, not TF32.
+    Memory is taken as it is asked for, and kept: after the largest batch, which the warm-up runs,
+    it does not grow. There is no limit below that of the device: it would have to be known before
+    the first batch has run, and one too low fails batches for which there is room.
     """
-    index = int(device.partition(":")[2] or 0)
+    index = index_of(device)
     options = {
         "device_id": str(index),
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "HEURISTIC",
-        "use_tf32": "0" if precision == "fp32" else "1",
+        "use_tf32": "0",
         "enable_cuda_graph": "1" if captured else "0",
     }
     return Place(CUDA, "cuda", index, options)
@@ -130,20 +132,20 @@ def tensorrt_place(
             for name, shape in rows.items()
         )
 
-    index = int(device.partition(":")[2] or 0)
-    options = {
+    index = index_of(device)
+    options = {  # the CUDA provider takes "1" for true, this one does not
         "device_id": str(index),
-        f"trt_{precision}_enable": "1",
-        "trt_layer_norm_fp32_fallback": "1",
+        f"trt_{precision}_enable": "True",
+        "trt_layer_norm_fp32_fallback": "True",
         "trt_profile_min_shapes": shapes(1),
         "trt_profile_opt_shapes": shapes(MOST_CAPTURED),
         "trt_profile_max_shapes": shapes(MOST_TOGETHER),
     }
     if cache is not None:
         options |= {
-            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_enable": "True",
             "trt_engine_cache_path": str(cache),
-            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": str(cache),
         }
     return Place(TENSORRT, "cuda", index, options)
@@ -152,13 +154,15 @@ def tensorrt_place(
 class OnnxCuda:
     """A graph in ONNX Runtime's CUDA provider, with inputs and outputs that stay where they are.
 
-    One batch runs at a time; a second stream prepares the next one meanwhile. Small batches are
-    replayed as CUDA graphs where every node of the graph is on the device. Engines of TensorRT are
-    kept in a folder of the ``slot``'s cache.
+    One batch runs at a time, in the thread of the device; further ``streams`` only have the next
+    one at hand when it ends. With ``captures`` small batches are replayed as CUDA graphs where
+    every node of the graph is on the device. Engines of TensorRT are kept in a folder of the
+    ``slot``'s cache.
 
     Raises:
         BadSettings: there is no such device, or the library did not take it.
-        BadBundle: the library cannot load the file, or left part of it to the CPU.
+        BadBundle: the library cannot load the file, or left part of it to the CPU, or of half
+            precision a product to CUDA.
     """
 
     name = "onnxruntime"
@@ -171,6 +175,7 @@ class OnnxCuda:
         device: str = "cuda",
         streams: int = 1,
         slot: Slot | None = None,
+        captures: bool = True,
     ) -> None:
         why_not = fault(device)
         if why_not is not None:
@@ -180,50 +185,59 @@ class OnnxCuda:
         self.device = device
         self.streams = streams
         self.threads = threads or 1
-        place = place_of(device, precision)
+        self._thread = device_thread(index_of(device))
         if precision == "fp32":
-            self._session, self.captures = open_on_gpu(path, device, precision)
+            self._buffers, self.captures = open_on_gpu(path, device, self._thread, captures)
         else:
-            place = self._tensorrt(path, slot)
-            self._session, self.captures = open_session(path, place, strict=False), False
-        self._buffers = Buffers(self._session, place, self.captures)
-        self.inputs = signatures(self._session.get_inputs())
-        self.outputs = signatures(self._session.get_outputs())
-        self._free = threading.Lock()
+            self._buffers, self.captures = self._open_tensorrt(path, slot), False
+        self.inputs, self.outputs = self._buffers.inputs, self._buffers.outputs
+        # What was made there must go there, whoever lets go of this last.
+        weakref.finalize(self, self._thread.do_later, self._buffers.release).atexit = False
 
-    def _tensorrt(self, path: Path, slot: Slot | None) -> Place:
+    def _open_tensorrt(self, path: Path, slot: Slot | None) -> "Buffers":
+        """In the calling thread: an engine takes minutes to build, in which others serve. Nothing
+        is captured here, and whatever captures is opened before or after.
+        """
         why_not = tensorrt_fault()
         if why_not is not None:
             raise BadSettings(f"onnxruntime cannot compute in {self.precision}: {why_not}")
         load_tensorrt()
         rows = {name: shape for name, (_, shape) in _inputs_of(path).items()}
-        return tensorrt_place(self.device, self.precision, rows, engine_folder(slot))
+        place = tensorrt_place(self.device, self.precision, rows, engine_folder(slot))
+        return Buffers(open_session(path, place, strict=False), place)
 
     def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
         """See ``Runtime.run``."""
-        with self._free:
-            return self._buffers.run(inputs, wanted)
+        return self._thread.do(partial(self._buffers.run, inputs, wanted))
 
 
-def open_on_gpu(path: Path, device: str, precision: str) -> tuple[ort.InferenceSession, bool]:
-    """A session with every node on the device, and whether it may replay CUDA graphs; nodes that
-    compute shapes may be on the CPU.
+def open_on_gpu(
+    path: Path, device: str, thread: DeviceThread, captures: bool = True
+) -> tuple["Buffers", bool]:
+    """A session with every node on the device, and whether it replays CUDA graphs: those are all
+    captured now, so that none is while others serve. Nodes that compute shapes may be on the CPU.
 
     Raises:
         BadSettings: the library did not take the device.
         BadBundle: it cannot load the file, or left more than shapes to the CPU.
     """
     refusals = []
-    for captured, strict in ((True, True), (True, False), (False, False)):
-        place = place_of(device, precision, captured)
+    ways = [(True, True), (True, False)] * captures + [(False, False)]
+    for captured, strict in ways:
+        place = place_of(device, captured)
         try:
-            session = open_session(path, place, strict)
-        except BadBundle as error:
+            with thread.opening:  # taking memory breaks a capture in any other thread
+                buffers = Buffers(open_session(path, place, strict), place)
+                if captured:
+                    thread.do(partial(buffers.capture, range(1, MOST_CAPTURED + 1)))
+        except BadSettings:
+            raise
+        except Exception as error:  # the library's exceptions share no base below Exception
             refusals.append(str(error))
             continue
-        if not captured:
+        if refusals:
             _log.info("%s is run without CUDA graphs: %s", path, refusals[0])
-        return session, captured
+        return buffers, captured
     raise BadBundle(refusals[-1])
 
 
@@ -245,7 +259,6 @@ def open_session(path: Path, place: Place, strict: bool) -> ort.InferenceSession
         raise BadBundle(
             f"onnxruntime {ort.__version__} cannot run {path} by {place}: {error}"
         ) from error
-    session.disable_fallback()  # which would run what fails once more, on the CPU
     check_providers(session.get_providers(), place)
     check_assignment(assigned(session), path, place)
     return session
@@ -278,7 +291,8 @@ def assigned(session: ort.InferenceSession) -> dict[str, Counter[str]]:
 
 
 def check_assignment(found: dict[str, Counter[str]], path: Path, place: Place) -> None:
-    """Nothing but arithmetic on shapes may be on another device.
+    """Nothing but arithmetic on shapes may be on another device, and no product beside TensorRT:
+    what that leaves to CUDA is in fp32.
 
     Raises:
         BadBundle: naming the operators that are.
@@ -294,74 +308,102 @@ def check_assignment(found: dict[str, Counter[str]], path: Path, place: Place) -
             f"{path} would run partly on the CPU: {place} has no kernels for {named}. "
             "Export the model again, or serve it with another runtime"
         )
+    if place.provider != TENSORRT:
+        return
+    in_fp32 = {name: n for name, n in found.get(CUDA, Counter()).items() if name in PRODUCTS}
+    if in_fp32 or not found.get(TENSORRT):
+        named = ", ".join(f"{n} {name}" for name, n in sorted(in_fp32.items())) or "everything"
+        raise BadBundle(
+            f"{path} would not run in the precision asked for: TensorRT left {named} to CUDA, in "
+            "fp32. Serve it with --precision fp32, or as an engine of saccade build"
+        )
 
 
 class Buffers:
     """Inputs and outputs of a session on its device, kept for each size of batch, those used last.
 
-    Their addresses do not change, as CUDA graphs need it.
+    Their addresses do not change, as CUDA graphs need it. To be used in one thread.
     """
 
-    def __init__(self, session: ort.InferenceSession, place: Place, captures: bool) -> None:
+    def __init__(self, session: ort.InferenceSession, place: Place) -> None:
         self._session = session
         self._place = place
-        self._captures = captures
-        self._inputs = signatures(session.get_inputs())
-        self._outputs = list(signatures(session.get_outputs()))
-        self._kept: dict[tuple[tuple[int, ...], ...], _Bound] = {}
+        self.inputs = signatures(session.get_inputs())
+        self.outputs = signatures(session.get_outputs())
+        self._captured: dict[Shapes, _Bound] = {}  # a graph holds its addresses for good
+        self._kept: dict[Shapes, _Bound] = {}
+
+    def capture(self, batches: Iterable[int]) -> None:
+        """Have batches of these sizes replayed as CUDA graphs from now on.
+
+        Raises:
+            Exception: the library could not; then the session is given back.
+        """
+        for batch in sorted(batches, reverse=True):  # the first takes memory for all
+            inputs = {
+                name: np.zeros((batch, *(side or 1 for side in shape[1:])), dtype)
+                for name, (dtype, shape) in self.inputs.items()
+            }
+            try:
+                bound = self._bind(inputs, number=batch)
+                self._session.run_with_iobinding(bound.binding, bound.options)
+            except Exception:
+                self.release()
+                raise
+            self._captured[self._shapes(inputs)] = bound
 
     def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
         """Copy in, run, copy out what is ``wanted``, by default all."""
-        key = tuple(inputs[name].shape for name in self._inputs)
-        bound = self._kept.pop(key, None) or self._bind(inputs)
-        self._kept[key] = bound  # now the newest
-        if len(self._kept) > MOST_KEPT:
-            self._drop_oldest()
+        bound = self._bound(inputs)
         for name, buffer in bound.inputs.items():
             buffer.update_inplace(np.ascontiguousarray(inputs[name]))
         self._session.run_with_iobinding(bound.binding, bound.options)
         return {
             name: value.numpy()
-            for name, value in zip(self._outputs, bound.binding.get_outputs(), strict=True)
+            for name, value in zip(self.outputs, bound.binding.get_outputs(), strict=True)
             if wanted is None or name in wanted
         }
 
-    def _bind(self, inputs: Arrays) -> "_Bound":
+    def release(self) -> None:
+        """Give back the session and all that it took of the device."""
+        self._captured.clear()
+        self._kept.clear()
+        del self._session
+
+    def _bound(self, inputs: Arrays) -> "_Bound":
+        shapes = self._shapes(inputs)
+        if shapes in self._captured:
+            return self._captured[shapes]
+        bound = self._kept.pop(shapes, None) or self._bind(inputs)
+        self._kept[shapes] = bound  # now the newest
+        if len(self._kept) > MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return bound
+
+    def _shapes(self, inputs: Arrays) -> Shapes:
+        return tuple(inputs[name].shape for name in self.inputs)
+
+    def _bind(self, inputs: Arrays, number: int = NO_CAPTURE) -> "_Bound":
+        """``number`` is that of the CUDA graph that the first run captures."""
         binding, place = self._session.io_binding(), self._place
         buffers = {}
-        for name in self._inputs:
+        for name in self.inputs:
             array = np.ascontiguousarray(inputs[name])
             buffers[name] = ort.OrtValue.ortvalue_from_numpy(array, place.kind, place.index)
             binding.bind_ortvalue_input(name, buffers[name])
-        batch = len(next(iter(inputs.values())))
-        capture = self._captures and batch <= MOST_CAPTURED
         for name, value in self._made_by(buffers).items():
             binding.bind_ortvalue_output(name, value)
-        options = ort.RunOptions()
-        if self._captures:
-            number = batch if capture else NO_CAPTURE
-            options.add_run_config_entry("gpu_graph_id", str(number))
-        return _Bound(binding, buffers, options, captured=capture)
+        return _Bound(binding, buffers, _run_options(number))
 
     def _made_by(self, buffers: dict[str, Any]) -> dict[str, Any]:
         """Buffers of the outputs' shapes, which only a run can tell where they are not stated."""
-        place = self._place
-        binding, options = self._session.io_binding(), ort.RunOptions()
+        binding = self._session.io_binding()
         for name, buffer in buffers.items():
             binding.bind_ortvalue_input(name, buffer)
-        for name in self._outputs:
-            binding.bind_output(name, place.kind, place.index)
-        if self._captures:
-            options.add_run_config_entry("gpu_graph_id", str(NO_CAPTURE))
-        self._session.run_with_iobinding(binding, options)
-        return dict(zip(self._outputs, binding.get_outputs(), strict=True))
-
-    def _drop_oldest(self) -> None:
-        """A captured graph holds its addresses for good, so its buffers stay, too."""
-        for key, bound in self._kept.items():
-            if not bound.captured:
-                del self._kept[key]
-                return
+        for name in self.outputs:
+            binding.bind_output(name, self._place.kind, self._place.index)
+        self._session.run_with_iobinding(binding, _run_options(NO_CAPTURE))
+        return dict(zip(self.outputs, binding.get_outputs(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -371,17 +413,18 @@ class _Bound:
     binding: Any
     inputs: dict[str, Any]
     options: Any
-    captured: bool
+
+
+def _run_options(number: int) -> Any:
+    """Of a run that captures or replays the CUDA graph of a number."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    return options
 
 
 def engine_folder(slot: Slot | None) -> Path | None:
     """Where engines of one graph lie: beside other compiled models, in a folder that is ours."""
-    if slot is None:
-        return None
-    digest = hashlib.sha256(slot.graph.encode()).hexdigest()[:32]
-    folder = slot.cache.folder / f"tensorrt-{digest}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
+    return None if slot is None else slot.cache.subfolder(slot.graph)
 
 
 def load_tensorrt() -> None:
@@ -400,8 +443,10 @@ def load_tensorrt() -> None:
 
 def _providers(place: Place) -> list[tuple[str, dict[str, str]]]:
     """What TensorRT cannot take is left to CUDA, on the same device."""
-    first = [(place.provider, place.options)]
-    return first + [(CUDA, {"device_id": str(place.index)})] * (place.provider == TENSORRT)
+    places = [place]
+    if place.provider == TENSORRT:
+        places.append(place_of(f"cuda:{place.index}", captured=False))
+    return [(one.provider, one.options) for one in places]
 
 
 def _inputs_of(path: Path) -> dict[str, Signature]:

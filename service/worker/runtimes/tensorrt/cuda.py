@@ -99,8 +99,14 @@ class Context:
                 self.cuda.call(function, handle)
 
     def enter(self) -> None:
-        """Make it the calling thread's own; every thread has to, and again costs nothing."""
+        """Make it the calling thread's own; every thread has to, and again costs nothing.
+
+        Captures of other threads are none of its business then: ONNX Runtime's are of the kind that
+        forbids every other thread to take memory or to wait for an event meanwhile.
+        """
         self.cuda.call("cuCtxSetCurrent", self._handle)
+        mode = ctypes.c_int(_CAPTURE_THREAD)
+        self.cuda.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
 
     def stream(self) -> ctypes.c_void_p:
         """Work in it is done in order, and beside that of other streams."""
