@@ -200,12 +200,12 @@ def plan_for(
     ``threads`` is what the operator demands: nothing was measured with that.
     """
     if choice.runtime == "tensorrt":
-        return _engine_plan(bundle, choice)
+        return Plan(LANES, untuned="engines have the batches that they were built for")
     if threads:
         return Plan(threads=threads, untuned="--threads is set")
 
     def untuned(reason: str) -> Plan:
-        if bundle.manifest.macs >= LIGHT_MACS:
+        if choice.on_gpu or bundle.manifest.macs >= LIGHT_MACS:  # a GPU runs one at a time
             return Plan(untuned=reason)
         # Of the machine's time the model takes this share; a half more, so that nothing waits for
         # it. Streams beyond that only take work from each other, and wake up for it.
@@ -239,15 +239,6 @@ def plan_for(
     batches = {str(entry.canvas): entry.batch for entry in served}
     first = served[0]
     return Plan(first.streams, first.threads, batches, first.lone_threads)
-
-
-def _engine_plan(bundle: Bundle, choice: Choice) -> Plan:
-    """Engines are tuned for certain batches when they are built; the largest has the throughput."""
-    batches: dict[str, int] = {}
-    for engine in bundle.manifest.engines:
-        if engine.precision == choice.precision:
-            batches[str(engine.canvas)] = max(one.most for one in engine.fingerprint.profiles)
-    return Plan(LANES, batches=batches, untuned="engines have the batches that they were built for")
 
 
 def graph_digest(bundle: Bundle, canvas: Size, choice: Choice) -> str:

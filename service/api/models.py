@@ -94,6 +94,7 @@ def _summary(serving: Serving, manifest: Manifest) -> dict[str, Any]:
         "threads": running.get("threads"),
         "batch": running.get("batch"),
         "tuned": running.get("tuned"),
+        "explain": running.get("explain"),
         "canvases": [ImageSize(width=c.width, height=c.height) for c in manifest.canvases],
         "parameters": manifest.parameters,
         "macs": manifest.macs,

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from service.bundle import Bundle, GraphKind, find_bundle, load_repository
 from service.errors import (
+    BadBundle,
     CannotLoad,
     ClientError,
     NotReady,
@@ -23,10 +24,11 @@ from service.errors import (
 )
 from service.geometry import Size
 from service.settings import Settings
-from service.tuning import UNTUNED_BATCH, Plan, load_tuning, plan_for, this_machine
+from service.tuning import UNTUNED_BATCH, Plan, Tuning, load_tuning, plan_for, this_machine
 from service.worker.runtimes.base import Arrays, Runtime, example_inputs
 from service.worker.runtimes.cache import open_cache
-from service.worker.runtimes.choose import Choice, candidates, open_runtime
+from service.worker.runtimes.choose import Choice, candidates, explains, open_runtime
+from service.worker.runtimes.tensorrt.running import TensorRt
 from service.worker.scheduler import Group
 from service.worker.served import read_served, write_served
 
@@ -56,6 +58,8 @@ class Model:
     lone: dict[str, Runtime] = field(default_factory=dict)
     shut: dict[tuple[str, str], float] = field(default_factory=dict)
     """Graphs that could not be opened when they were first asked for, and until when not to try."""
+    maps: Choice | None = None
+    """What computes its attention maps, if it has any."""
 
     @property
     def key(self) -> Key:
@@ -245,23 +249,46 @@ class Models:
     def _opened(
         self, bundle: Bundle, report: Callable[[str], None], verified: bool = False
     ) -> Model:
-        name, tuning = bundle.manifest.name, load_tuning(self._settings)
+        tuning = load_tuning(self._settings)
         if not verified:
-            report(f"verifying {name}")
+            report(f"verifying {bundle.manifest.name}")
             bundle.verify()
-        choice = candidates(
+        *others, last = candidates(
             bundle,
             self._settings.device,
             self._settings.precision,
             self._settings.runtime,
             self._settings.engines,
-        )[0]
+        )
+        for choice in others:
+            try:
+                return self._opened_by(choice, bundle, tuning, report)
+            except BadBundle as error:
+                if choice.runtime != "tensorrt":
+                    raise
+                _log.warning("%s is passed over for the next: %s", choice, error)
+        return self._opened_by(last, bundle, tuning, report)
+
+    def _opened_by(
+        self, choice: Choice, bundle: Bundle, tuning: Tuning | None, report: Callable[[str], None]
+    ) -> Model:
+        """One choice may fail where others do not: that an engine is wrong is known once it is
+        built.
+        """
+        name = bundle.manifest.name
         plan = plan_for(bundle, choice, tuning, this_machine(), self._settings.threads)
         model = Model(bundle, choice, plan)
+        if any(graph.kind == "explain" for graph in bundle.manifest.graphs):
+            model.maps = explains(choice)
+            if model.maps.device != choice.device:
+                _log.warning("%s serves %s, but its attention maps %s", choice, name, model.maps)
         for canvas in bundle.manifest.canvases:
             report(f"compiling {name} {canvas} for {choice.runtime} {choice.precision}")
             runtime = self._open(model, "serve", canvas, report)
             model.threads = runtime.threads
+            if isinstance(runtime, TensorRt):  # the largest of its batches has the throughput
+                batches = model.plan.batches | {str(canvas): runtime.most}
+                model.plan = replace(model.plan, batches=batches)
             report(f"warming up {name} {canvas}")
             for batch in sorted({1, self._batch(model, str(canvas))}):
                 _warm_up(runtime, batch)
@@ -302,6 +329,7 @@ class Models:
                     for canvas in model.bundle.manifest.canvases
                 },
                 "tuned": model.plan.untuned is None,
+                "explain": None if model.maps is None else str(model.maps),
             }
             for name, bundle in self._served.items()
             if (model := self._models.get(_key(bundle))) is not None

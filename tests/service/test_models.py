@@ -15,10 +15,13 @@ from service.settings import Settings
 from service.tuning import LIGHT_MACS, this_machine
 from service.worker import models
 from service.worker.models import Models
+from service.worker.runtimes import choose
 from service.worker.runtimes.base import Arrays, Signature
+from service.worker.runtimes.buckets import LANES
 from service.worker.runtimes.choose import Choice
 from service.worker.scheduler import Group
 from tests.service.sample_bundle import manifest_of, write_bundle
+from tests.service.test_tensorrt import FakeCuda, running
 
 SERVE, EXPLAIN = Group("tiny", "serve", "8x8"), Group("tiny", "explain", "8x8")
 
@@ -106,6 +109,7 @@ def test_loading_warms_the_serving_graph_at_one_and_at_the_best_batch(
         "device": "cpu",
     }
     running |= {"streams": 1, "threads": 3, "batch": {"8x8": 4}, "tuned": False}
+    running |= {"explain": "openvino fp32 on cpu"}
     assert found.describe() == {"tiny": running}
 
 
@@ -269,3 +273,23 @@ def test_a_group_of_a_model_that_is_not_here_has_a_batch_and_a_stream(
     found, _ = loaded(tmp_path)
     nobody = Group("nobody", "serve", "8x8")
     assert (found.best_batch(nobody), found.streams(nobody)) == (4, 1)
+
+
+def test_an_engine_has_the_largest_batch_that_it_takes_and_its_maps_say_where_they_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever engines the manifest lists: here none, as where one is built at the start."""
+    engine = Choice("tensorrt", "bf16", "cuda:0")
+    monkeypatch.setattr(models, "candidates", lambda *wishes: [engine])
+    monkeypatch.setattr(models, "open_runtime", lambda *given: running([1, 16], FakeCuda())[0])
+    monkeypatch.setattr(choose, "supports", lambda choice: "onnxruntime is the one for CPUs")
+    write_bundle(tmp_path, manifest_of())
+    found = Models(Settings(repository=tmp_path))
+    found.load(lambda phase: None)
+    assert found.best_batch(SERVE) == 16
+    described = found.describe()["tiny"]
+    assert (described["streams"], described["batch"]) == (LANES, {"8x8": 16})
+    assert (described["device"], described["explain"]) == ("cuda:0", "onnxruntime fp32 on cpu")
+    assert "but its attention maps onnxruntime fp32 on cpu" in caplog.text
+    monkeypatch.setattr(choose, "supports", lambda choice: None)
+    assert str(choose.explains(engine)) == "onnxruntime fp32 on cuda:0"

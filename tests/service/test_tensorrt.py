@@ -171,6 +171,7 @@ def test_copies_and_runs_of_a_batch_are_in_three_streams_that_wait_for_each_othe
     runtime.run(pictures(1))
     assert cuda.calls == [
         "cuCtxSetCurrent",
+        "cuThreadExchangeStreamCaptureMode",
         "cuMemcpyHtoDAsync_v2",
         "cuEventRecord",
         "cuStreamWaitEvent",
@@ -674,12 +675,12 @@ def test_a_server_asked_for_engines_without_a_driver_says_so_and_ends(
         candidates(engine_bundle, device="cuda:0", runtime="tensorrt")
 
 
-def test_many_batches_of_an_engine_are_under_way_and_as_large_as_it_was_built_for(
+def test_many_batches_of_an_engine_are_under_way(
     engine_bundle: Bundle,
 ) -> None:
     cpu = Cpu(cpu="any", cores=2, libraries={})
     plan = plan_for(with_engine(engine_bundle), Choice("tensorrt", "bf16", "cuda:0"), None, cpu)
-    assert (plan.streams, plan.batches) == (LANES, {"128x128": 4})
+    assert (plan.streams, plan.batches) == (LANES, {}), "the engine says how large, once open"
 
 
 def test_a_build_at_the_start_is_told_as_a_phase_of_it(
@@ -705,6 +706,28 @@ def test_a_build_at_the_start_is_told_as_a_phase_of_it(
     models.Models(settings, verified=True).load(said.append)
     assert "building the engine 10%" in said
     assert asked[0][-1] == "rebuild"
+
+
+def test_an_engine_that_is_refused_at_the_start_is_passed_over_for_what_else_may_serve(
+    engine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, other = Choice("tensorrt", "bf16", "cuda:0"), Choice("onnxruntime", "fp32")
+
+    def opened(bundle: Bundle, kind: Any, canvas: Any, choice: Choice, *_: Any) -> Runtime:
+        if choice == engine:
+            raise BadBundle("the engine is refused: it is not right")
+        return open_graph(DEMO / "model.onnx", choice)
+
+    monkeypatch.setattr(models, "open_runtime", opened)
+    settings = Settings(repository=engine_bundle.folder.parents[1], engines="rebuild", cache="off")
+    monkeypatch.setattr(models, "candidates", lambda *_: [engine, other])
+    served = models.Models(settings, verified=True)
+    served.load(lambda phase: None)
+    assert served.describe()["vit-scenes"]["runtime"] == "onnxruntime"
+    assert f"{engine} is passed over for the next: the engine is refused" in caplog.text
+    monkeypatch.setattr(models, "candidates", lambda *_: [engine])
+    with pytest.raises(BadBundle, match="it is not right"):
+        models.Models(settings, verified=True).load(lambda phase: None)
 
 
 def test_engines_are_refused_unless_a_setting_says_rebuild() -> None:

@@ -148,6 +148,14 @@ def test_an_untuned_model_that_is_light_has_streams_for_what_it_takes_of_the_mac
     assert plan_for(empty, FP32, None, THERE) == Plan(1, 1, untuned=reason)
 
 
+def test_a_light_model_has_one_stream_on_a_gpu_where_one_batch_runs_at_a_time(
+    tmp_path: Path,
+) -> None:
+    light = load_bundle(write_bundle(tmp_path, manifest_of() | {"macs": LIGHT_MACS - 1}))
+    plan = plan_for(light, Choice("onnxruntime", "fp32", "cuda:0"), None, THERE)
+    assert (plan.streams, plan.threads) == (1, 0)
+
+
 def test_threads_that_the_operator_demands_win(bundle: Bundle) -> None:
     plan = plan_for(bundle, BF16, tuned(HERE, entry(bundle)), HERE, threads=7)
     assert plan == Plan(threads=7, untuned="--threads is set")

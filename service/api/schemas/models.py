@@ -22,6 +22,9 @@ class ModelSummary(BaseModel):
     threads: int | None = Field(description="that the streams share")
     batch: dict[str, int] | None = Field(description="most pictures run together, by canvas")
     tuned: bool | None = Field(description="whether saccade tune measured these on this machine")
+    explain: str | None = Field(
+        description="what computes attention maps, as 'onnxruntime fp32 on cpu'; null: it has none"
+    )
     canvases: list[ImageSize]
     parameters: int
     macs: int
