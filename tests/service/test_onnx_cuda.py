@@ -8,6 +8,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,13 @@ class Devices:
 
 
 def test_everything_of_a_graph_on_a_gpu_is_captured_run_and_given_back_in_one_thread(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = Devices(monkeypatch)
-    runtime = OnnxCuda(path, device="cuda:0")
+    with caplog.at_level(logging.INFO):
+        runtime = OnnxCuda(path, device="cuda:0")
     assert runtime.captures
+    assert "without CUDA graphs" not in caplog.text
     assert device.captured == [list(range(1, MOST_CAPTURED + 1))]
     images = pictures(3)
     found = runtime.run({"images": images}, ["scores"])
@@ -383,3 +386,27 @@ def test_results_of_a_real_gpu_stay_as_they_were_when_its_buffers_are_used_again
     before = first.copy()
     runtime.run({"images": 255 - pictures(2)})
     assert np.array_equal(first, before)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_serves_many_threads_while_other_graphs_are_opened_and_captured(
+    path: Path,
+) -> None:
+    runtime, done = OnnxCuda(path, device="cuda:0"), threading.Event()
+
+    def serve(size: int) -> int:
+        runs, images = 0, np.roll(pictures(size), size)
+        while not done.is_set() or not runs:
+            found = runtime.run({"images": images})["scores"]
+            np.testing.assert_allclose(found, expected_scores(images), atol=1e-4)
+            runs += 1
+        return runs
+
+    with ThreadPoolExecutor(4) as pool:
+        serving = [pool.submit(serve, size) for size in (1, 3, 8, 20)]
+        try:
+            opened = [OnnxCuda(path, device="cuda:0").captures for _ in range(3)]
+        finally:
+            done.set()
+        assert all(runs.result() for runs in serving)
+    assert opened == [True] * 3

@@ -235,8 +235,8 @@ def open_on_gpu(
         except Exception as error:  # the library's exceptions share no base below Exception
             refusals.append(str(error))
             continue
-        if refusals:
-            _log.info("%s is run without CUDA graphs: %s", path, refusals[0])
+        if captures and not captured:
+            _log.info("%s is run without CUDA graphs: %s", path, refusals[-1])
         return buffers, captured
     raise BadBundle(refusals[-1])
 
