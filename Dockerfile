@@ -7,7 +7,7 @@
 #
 #   docker run --rm -p 8000:8000 --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges saccade
 #
-# Your own models: -v ./models-repository:/models:ro -e SACCADE_REPOSITORY=/models
+# Your own models: -v $PWD/models-repository:/models:ro -e SACCADE_REPOSITORY=/models
 # To pin the base as well: --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:...
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
@@ -25,14 +25,16 @@ RUN /opt/saccade/bin/pip install --no-deps --requirement deploy/constraints.txt
 COPY . .
 RUN /opt/saccade/bin/pip install --no-deps . \
     && /opt/saccade/bin/pip check \
-    && deploy/image/trim.sh /opt/saccade
+    && deploy/image/trim.sh /opt/saccade \
+    && /opt/saccade/bin/python -P deploy/image/bytecode.py
 
 FROM build AS build-gpu
 RUN /opt/saccade/bin/pip install --no-deps --requirement deploy/constraints-gpu.txt
 COPY . .
 RUN /opt/saccade/bin/pip install --no-deps . \
     && /opt/saccade/bin/pip check \
-    && deploy/image/trim.sh /opt/saccade
+    && deploy/image/trim.sh /opt/saccade \
+    && /opt/saccade/bin/python -P deploy/image/bytecode.py
 
 # PyTorch for processors is not where pip looks; the pages of PyTorch name its index:
 #   --build-arg PIP_EXTRA_INDEX_URL=...
@@ -73,10 +75,13 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001
 
-# docker run --rm -v ./models-repository:/models saccade:export export OWNER/NAME --out /models
+# What it writes belongs to whom it runs as:
+#   docker run --rm --user $(id -u) -v $PWD:/work -w /work saccade:export export OWNER/NAME --out models-repository
 FROM runtime AS export
 COPY --from=build-export /opt/saccade /opt/saccade
 COPY deploy/image/healthcheck.py /opt/saccade/bin/
+# Nobody has a home here; checkpoints of the Hugging Face hub are fetched to where anybody may write.
+ENV HF_HOME=/tmp/huggingface
 USER 10001
 CMD ["--help"]
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Removes from a virtual environment what a server never reads: the installer, other packages'
-# tests, headers and notes for type checkers, and what OpenVINO brings for other devices and formats.
+# tests, headers and notes for type checkers, and what OpenVINO brings for other devices and formats;
+# and their bytecode, of which bytecode.py writes anew what a server imports.
 #
 #   deploy/image/trim.sh VENV
 set -eu

@@ -1,5 +1,7 @@
 """The unmodified Dockerfile is built, and its image run as locked up as a container can be."""
 
+import gzip
+import re
 import shutil
 import socket
 import subprocess
@@ -17,13 +19,14 @@ from deploy.image.engine import Container, Engine, engine, make_base, obstacle
 from deploy.image.sizes import LARGEST_UNPACKED_BYTES, size_bytes
 from service.bundle import load_bundle
 from tests.conftest import SACCADE
-from tests.distribution.places import Registry
+from tests.distribution.places import Answers, Hub, Registry
 from tests.distribution.places import served as served_by
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PATIENCE_S = 120.0
 DRAIN_S = 2
+EXPORT_S = 600.0
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +53,21 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+class Collector:
+    """Takes traces."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, bytes]] = []
+
+    def answer(self, request: Answers, url: Any) -> None:
+        self.sent.append((url.path, gunzipped(request.body())))
+        request.answer(200)
+
+
+def gunzipped(data: bytes) -> bytes:
+    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
 
 
 class Running:
@@ -96,6 +114,16 @@ def test_the_image_is_small_and_holds_nothing_that_serving_does_not_need(
         assert (packages / "service" / "demo" / "repository").is_dir()
 
 
+def test_no_process_of_a_server_compiles_what_it_imports(images: Engine, image: str) -> None:
+    """Nobody could keep the bytecode, so every process of every start would do it again."""
+    for module in ("service.commands.serve", "service.api.process", "service.worker.process"):
+        asked = ["podman", "run", "--rm", "--read-only", "--entrypoint", "python", image]
+        told = images.run([*asked, "-P", "-v", "-c", f"import {module}"]).stderr
+        read = re.findall(r"^# code object from '?(/[^'\n]+)", told, flags=re.MULTILINE)
+        assert len(read) > 100
+        assert [path for path in read if not path.endswith(".pyc")] == []
+
+
 def test_the_image_says_what_it_is_and_how_it_runs(images: Engine, image: str) -> None:
     found: dict[str, Any] = images.describe(image)
     config = found["Config"]
@@ -129,6 +157,23 @@ def test_a_locked_up_container_answers_and_is_scraped(
         [promtool, "check", "metrics"], input=metrics, capture_output=True, text=True, timeout=60
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_a_container_sends_traces_to_the_collector_that_a_setting_names(
+    images: Engine, image: str, demo_scenes: dict[str, Any]
+) -> None:
+    port, collector = free_port(), Collector()
+    with served_by(collector) as at:
+        flags = ["--env", f"SACCADE_PORT={port}", "--env", "SACCADE_HOST=127.0.0.1"]
+        flags += ["--env", f"SACCADE_OTLP_ENDPOINT=http://{at}"]
+        with images.running(image, f"saccade-{port}", *flags) as container:
+            running = Running(container, port)
+            running.wait_until_ready()
+            picture = next(iter(demo_scenes.values()))["path"].read_bytes()
+            assert httpx.post(running.url + "/v1/classify", content=picture).status_code == 200
+            assert container.stop(within_s=60) == 0, container.log()
+    assert [path for path, _ in collector.sent] == ["/v1/traces"]
+    assert b"classify" in collector.sent[0][1]
 
 
 def test_a_container_has_no_rights_and_writes_to_its_volumes_alone(served: Running) -> None:
@@ -238,15 +283,30 @@ def test_the_image_for_gpus_serves_on_processors_only_if_it_may(
 
 
 def test_the_image_for_exporting_exports_and_the_one_for_serving_says_what_it_lacks(
-    images: Engine, image: str
+    images: Engine, image: str, tmp_path: Path
 ) -> None:
-    def export_in(name: str) -> "subprocess.CompletedProcess[str]":
-        asked = ["podman", "run", "--rm", "--read-only", "--cap-drop", "ALL", name]
-        return images.run([*asked, "export", "--help"], check=False)
+    """A checkpoint of the hub, as the Dockerfile and the page say it."""
+    pytest.importorskip("transformers", reason="writes the checkpoint")
+    from tests.export.family_checkpoints import write
 
-    able = export_in(images.build("export"))
-    assert able.returncode == 0, able.stderr
-    assert "--canvas" in able.stdout
-    unable = export_in(image)
+    checkpoint = write("SwinForImageClassification", tmp_path / "checkpoint").folder
+    hub = Hub("me/tiny", {path.name: path.read_bytes() for path in checkpoint.iterdir()})
+    work = tmp_path / "work"
+    work.mkdir()
+    work.chmod(0o777)  # the container's user is not ours
+
+    def export_in(name: str, at: str) -> "subprocess.CompletedProcess[str]":
+        asked = ["podman", "run", "--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
+        asked += ["--volume", f"{work}:/work", "--workdir", "/work"]
+        asked += ["--env", f"HF_ENDPOINT=http://{at}"]
+        words = ["export", "me/tiny", "--name", "tiny", "--out", "models-repository"]
+        return images.run([*asked, name, *words], check=False, timeout_s=EXPORT_S)
+
+    with served_by(hub) as at:
+        able = export_in(images.build("export"), at)
+        assert able.returncode == 0, able.stderr
+        (folder,) = (work / "models-repository" / "tiny").iterdir()
+        load_bundle(folder).verify()
+        unable = export_in(image, at)
     assert unable.returncode == 1
     assert "saccade[export]" in unable.stderr

@@ -262,7 +262,8 @@ class Hub:
         self.asked.append(f"{request.command} {url.path}")
         api, path = f"/api/models/{self.repository}", unquote(url.path)
         if path == api or path.startswith(f"{api}/revision/"):
-            said = {"id": self.repository, "sha": "1" * 40, "private": False}
+            siblings = [{"rfilename": name} for name in self.files]
+            said = {"id": self.repository, "sha": "1" * 40, "private": False, "siblings": siblings}
             return self._json(request, said)
         if path.startswith(f"{api}/preupload/"):
             files = json.loads(request.body())["files"]
@@ -274,10 +275,11 @@ class Hub:
             return self._commit(request)
         if path.startswith(f"{api}/tree/"):
             return self._json(request, self._tree(path.removeprefix(f"{api}/tree/")))
-        data = self.files.get(path.removeprefix(f"/{self.repository}/resolve/main/"))
+        asked = re.sub(f"^/{self.repository}/resolve/(main|{'1' * 40})/", "", path)
+        data = self.files.get(asked)
         if data is None:
             return request.answer(404, X_Error_Code="EntryNotFound")
-        return request.give(data, ETag='"x"', X_Repo_Commit="1" * 40)
+        return request.give(data, ETag=f'"{sha256(data)[7:]}"', X_Repo_Commit="1" * 40)
 
     def _json(self, request: Answers, said: Any) -> None:
         if said is None:
