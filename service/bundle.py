@@ -159,7 +159,8 @@ class Engine(Strict):
     parity: list[Parity] = Field(min_length=1)
     shares: dict[str, float]
     seconds: dict[str, float] = Field(
-        default={}, description="median time of a batch at the best size of each profile"
+        default={},
+        description="median time of a batch at the best size of each profile, without copies",
     )
 
 

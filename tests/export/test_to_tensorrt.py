@@ -32,8 +32,13 @@ from service.geometry import Size
 from service.settings import DEMO_REPOSITORY
 from service.worker.runtimes.base import Arrays
 from service.worker.runtimes.choose import Choice, open_graph
-from service.worker.runtimes.tensorrt import proving
-from service.worker.runtimes.tensorrt.building import Plan, build, parse, product_shares, wrong_types
+from service.worker.runtimes.tensorrt.building import (
+    Plan,
+    build,
+    parse,
+    product_shares,
+    wrong_types,
+)
 from service.worker.runtimes.tensorrt.library import Library, fault, load, machine
 from service.worker.runtimes.tensorrt.proving import Opened, Workshop
 
@@ -46,11 +51,6 @@ FAMILIES = ("vit", "swin", "detr", "mask2former", "deformable-detr")
 DEMO = Path("service/demo/repository/vit-scenes/1")
 BF16_OPSET = 22
 """The first in which convolutions may be of bf16, in the letter of the standard."""
-
-
-@pytest.fixture(autouse=True)
-def _time_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proving, "TIMED", 1)
 
 
 @pytest.fixture
@@ -337,7 +337,8 @@ def tools(version: str = "11.4.0", right: bool = True) -> Workshop:
     def opened(plan: bytes, ranges: Sequence[BatchRange], precision: str) -> Opened:
         runtime: Any = open_graph(DEMO / "model.onnx", Choice("onnxruntime", "fp32"))
         runtime.name = "tensorrt"
-        return Opened(runtime, {"fp32": 1.0} if right else {"fp16": 1.0})
+        types = {"fp32": 1.0} if right else {"fp16": 1.0}
+        return Opened(runtime, types, lambda batch: batch / 1e3)
 
     here = Machine(
         library="tensorrt",

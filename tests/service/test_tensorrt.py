@@ -70,6 +70,8 @@ class FakeCuda:
             ctypes.memmove(arguments[0].value, arguments[1].value, arguments[2].value)
             if function == "cuMemcpyDtoHAsync_v2":
                 self.copied_out.append(arguments[2].value)
+        elif function == "cuEventElapsedTime":
+            arguments[0]._obj.value = 1.5
         elif function == "cuGraphInstantiateWithFlags":
             arguments[0]._obj.value = len(self.calls)
 
@@ -203,6 +205,23 @@ def test_batches_are_captured_once_and_replayed_with_one_call() -> None:
     runtime.run(pictures(3))
     assert cuda.calls.count("cuGraphLaunch") == 1
     assert cuda.calls.count("cuStreamBeginCapture_v2") == 3
+
+
+def test_a_batch_is_timed_by_the_device_without_copies_and_without_waiting_in_between() -> None:
+    cuda = FakeCuda(fails="nothing")
+    runtime = TensorRt(FakeEngine(1), Context(cuda, 0), batch_ranges([4]), "bf16", "cuda:0", 1)
+    cuda.calls.clear()
+    assert runtime.times_s(3, 2) == [0.0015, 0.0015]
+    calls = [name for name in cuda.calls if "Context" not in name and "Ctx" not in name]
+    assert [name for name in calls if "Thread" not in name] == [
+        *["cuEventCreate"] * 3,
+        "cuEventRecord",
+        *["cuGraphLaunch", "cuEventRecord"] * 2,
+        "cuEventSynchronize",
+        *["cuEventElapsedTime"] * 2,
+        *["cuEventDestroy_v2"] * 3,
+    ]
+    runtime.run(pictures(3))  # its lane is free again
 
 
 def test_a_capture_that_fails_is_ended_and_the_batch_is_run_without() -> None:
@@ -446,11 +465,6 @@ class Shifted:
         return found
 
 
-@pytest.fixture(autouse=True)
-def _time_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proving, "TIMED", 1)
-
-
 @pytest.fixture(scope="module")
 def engine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The demo classifier, its serving graph standing in for one that is typed."""
@@ -480,7 +494,7 @@ def tools_of(
         assert plan == b"a plan"
         runtime = open_graph(DEMO / "model.onnx", Choice("onnxruntime", "fp32"))
         types = {"bf16": 0.5, "fp32": 0.5} if shares is None else shares
-        return Opened(Shifted(runtime, precision, shift, at), types)
+        return Opened(Shifted(runtime, precision, shift, at), types, lambda batch: batch / 1e3)
 
     return Workshop(here, build, opened), built
 
@@ -499,7 +513,7 @@ def test_a_right_engine_has_figures_for_every_profile(engine_bundle: Bundle) -> 
     proven = build(engine_bundle, tools, said)
     assert [parity.images for parity in proven.parity] == [4, 4]
     assert all(parity.runtime == "tensorrt" for parity in proven.parity)
-    assert proven.seconds.keys() == {"1", "2-4"}
+    assert proven.seconds == {"1": 0.001, "2-4": 0.004}
     assert proven.fingerprint.flags == FLAGS
     assert any(text.endswith("Building engine 50%") for text in said)
 

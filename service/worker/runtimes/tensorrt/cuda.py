@@ -116,6 +116,16 @@ class Context:
         """A mark in a stream, which others and the host can wait for."""
         return self._made("cuEventCreate", _BLOCKING_SYNC | _DISABLE_TIMING, "cuEventDestroy_v2")
 
+    def timer(self) -> ctypes.c_void_p:
+        """A mark that knows when it was passed, by the device's clock."""
+        return self._made("cuEventCreate", _BLOCKING_SYNC, "cuEventDestroy_v2")
+
+    def elapsed_s(self, first: ctypes.c_void_p, last: ctypes.c_void_p) -> float:
+        """Seconds between two timers, once the last is passed."""
+        found = ctypes.c_float()
+        self.cuda.call("cuEventElapsedTime", ctypes.byref(found), first, last)
+        return found.value / 1e3
+
     def device_memory(self, size_bytes: int) -> int:
         """The address of a block on the device, aligned to 256 bytes."""
         address = ctypes.c_uint64()

@@ -4,7 +4,6 @@ that pass the fastest is kept.
 
 import hashlib
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from service.errors import BadBundle
 from service.geometry import Size
 from service.images import ImageLimits, decode
 from service.parity import compare, objections, picture_inputs, run_alone, run_in_batches, summary
-from service.worker.runtimes.base import Arrays, Runtime, example_inputs
+from service.worker.runtimes.base import Arrays, Runtime
 from service.worker.runtimes.cache import CompiledCache
 from service.worker.runtimes.choose import Choice, check_graph, open_graph
 from service.worker.runtimes.tensorrt.building import FLAGS, Plan, Report, build, wrong_types
@@ -36,10 +35,13 @@ TIMED = 20
 
 @dataclass(frozen=True)
 class Opened:
-    """A plan that can run, and its own account of its types."""
+    """A plan that can run, its own account of its types, and what a batch of so many pictures takes
+    on the device alone, in seconds.
+    """
 
     runtime: Runtime
     shares: dict[str, float]
+    time: Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,13 @@ def workshop(device: str, cache: CompiledCache | None = None) -> Workshop:
     def opened(plan: bytes, ranges: Sequence[BatchRange], precision: str) -> Opened:
         context.enter()
         engine = PlanEngine(plan)
-        return Opened(TensorRt(engine, context, ranges, precision, device), engine.shares())
+        shares = engine.shares()
+        runtime = TensorRt(engine, context, ranges, precision, device)
+
+        def time_s(batch: int) -> float:
+            return statistics.median(runtime.times_s(batch, TIMED))
+
+        return Opened(runtime, shares, time_s)
 
     return Workshop(here, built, opened)
 
@@ -231,7 +239,7 @@ def _tried(
         measured = "; ".join(summary(one) for one in parity)
         _refuse(what, f"it is not right: {'; '.join(faults)}; measured: {measured}")
     report(f"timing {what}")
-    seconds = {str(batches): _timed(opened.runtime, batches.best) for batches in ranges}
+    seconds = {str(batches): opened.time(batches.best) for batches in ranges}
     return Proven(graph, plan, opened, print_, parity, seconds)
 
 
@@ -251,17 +259,6 @@ def _in_tenths(what: str, report: Callable[[str], None]) -> Report:
             report(f"building {what}: {phase} {tenths * 10}%")
 
     return hear
-
-
-def _timed(runtime: Runtime, batch: int) -> float:
-    """The median time of a batch, copies included."""
-    inputs = example_inputs(runtime, batch)
-    times = []
-    for _ in range(TIMED):
-        began_s = time.perf_counter()
-        runtime.run(inputs)
-        times.append(time.perf_counter() - began_s)
-    return statistics.median(times)
 
 
 def _times(seconds: dict[str, float]) -> str:
