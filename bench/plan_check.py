@@ -35,8 +35,9 @@ from service.bench.load import Tally, arrivals, open_loop
 from service.bench.report import describe_machine, distribution
 from service.bundle import load_repository
 from service.plan.around import TIMEOUT_S, Started, measure, started
+from service.plan.calibration import costs_of
 from service.plan.command import Asked, choose
-from service.plan.costs import Costs, costs_of
+from service.plan.costs import Costs
 from service.plan.estimate import estimate
 from service.plan.fleet import Traffic, simulate
 from service.plan.replica import Replica, Seen

@@ -22,6 +22,7 @@ from service.bench.client import Client, Reply
 from service.bench.load import Tally, closed_loop
 from service.bench.report import stage_means
 from service.errors import StartError
+from service.plan.calibration import CLIENTS
 from service.settings import load_settings
 from service.tuning import Around, Entry
 
@@ -32,7 +33,6 @@ REST_S = 0.01
 """Between requests that come one at a time: cores and caches go cold in it, as they do where
 requests come by chance.
 """
-CLIENTS = 32
 FULL = 0.5
 """Of the time, for a full server."""
 BEFORE = ("wait", "decode", "preprocess")

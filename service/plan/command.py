@@ -15,10 +15,11 @@ from service.bench.command import read_pictures
 from service.bundle import load_repository
 from service.errors import BadBundle, BadSettings
 from service.plan.around import measure, started
-from service.plan.costs import Costs, costs_of
+from service.plan.calibration import costs_of
+from service.plan.costs import Costs
 from service.plan.fleet import Outcome
 from service.plan.search import Answer, Target, find
-from service.settings import DEMO_REPOSITORY
+from service.settings import DEMO_REPOSITORY, load_settings
 from service.tuning import FILE, Entry, Profile, read_tuning, this_machine, write_profile
 
 SCENES = DEMO_REPOSITORY.parent / "scenes"
@@ -68,7 +69,7 @@ def plan(
     profile, entry = choose(asked)
     if sending is not None:
         entry = measure_around(asked.path, asked.repository, profile, entry, sending)
-    costs = costs_of(profile, entry, entry.around)
+    costs = costs_of(profile, entry, entry.around, max_queue=load_settings({}).max_queue)
     answer = find(costs, target, whole)
     figures = summarize(profile, entry, costs, target, answer, price)
     if as_json:

@@ -15,7 +15,6 @@ import numpy as np
 
 from service.errors import Overloaded
 from service.plan.costs import Costs
-from service.settings import Settings
 from service.worker.scheduler import Bounds, Group, Job, Scheduler
 
 GROUP = Group("model", "serve", "canvas")
@@ -46,13 +45,22 @@ class Seen:
 
 
 class Replica:
-    """Requests come by ``arrive``, in the order of time; ``advance`` lets time pass."""
+    """Requests come by ``arrive``, in the order of time; ``advance`` lets time pass, and
+    ``on_answer`` hears of every answer.
+    """
 
-    def __init__(self, costs: Costs, seen: Seen, seed: int = 0) -> None:
+    def __init__(
+        self,
+        costs: Costs,
+        seen: Seen,
+        seed: int = 0,
+        on_answer: Callable[[], None] | None = None,
+    ) -> None:
         self._costs = costs
         self._seen = seen
         self._random = np.random.default_rng(seed)
-        bounds = Bounds(Settings.model_fields["max_queue"].default, 2**40)
+        self._on_answer = on_answer
+        bounds = Bounds(costs.max_queue, 2**40)
         self._scheduler = Scheduler(
             bounds,
             bounds,
@@ -153,16 +161,19 @@ class Replica:
     def _run_next(self) -> None:
         costs = self._costs
         while (batch := self._scheduler.next_batch()).jobs:
-            size, jitter = len(batch.jobs), self._draw_jitter()
+            size = len(batch.jobs)
             self._seen.batches[size] += 1
+            work_s, threads = costs.work_s[size - 1], costs.threads
+            if batch.lone and costs.lone is not None:
+                work_s, threads = costs.lone
+            if batch.lone or costs.lone is None:
+                work_s *= self._draw_jitter()
             if costs.on_device:
-                end_s = self.now_s + costs.work_s[size - 1] * jitter
                 self._begun += 1
-                heapq.heappush(self._timers, (end_s, self._begun, self._ran, batch.jobs))
-            elif batch.lone and costs.lone is not None:
-                self._begin(costs.lone[0] * jitter, costs.lone[1], self._ran, batch.jobs)
+                end = self.now_s + work_s, self._begun, self._ran, batch.jobs
+                heapq.heappush(self._timers, end)
             else:
-                self._begin(costs.work_s[size - 1] * jitter, costs.threads, self._ran, batch.jobs)
+                self._begin(work_s, threads, self._ran, batch.jobs)
 
     def _ran(self, jobs: list[Job]) -> None:
         self._scheduler.finish(jobs)
@@ -178,6 +189,8 @@ class Replica:
         if request.counts:
             latency_s = self.now_s - request.arrived_s + request.rest_s * self._delay
             self._seen.latencies_s.append(latency_s)
+        if self._on_answer is not None:
+            self._on_answer()
         if self._costs.beside_s:
             self._begin(self._costs.beside_s, 1, _nothing, None)
 

@@ -15,8 +15,9 @@ from service.cli import app
 from service.errors import BadSettings, StartError
 from service.plan import search
 from service.plan.around import around_of, cpu_s
+from service.plan.calibration import costs_of, full_rate
 from service.plan.command import Asked, choose, parse_duration
-from service.plan.costs import Costs, costs_of
+from service.plan.costs import Costs
 from service.plan.estimate import estimate
 from service.plan.fleet import Traffic, simulate
 from service.plan.replica import Replica, Seen
@@ -206,6 +207,18 @@ def test_a_picture_with_nothing_beside_it_runs_in_its_own_runtime() -> None:
     assert arrive(costs, 0.0)[0] == [0.005]
 
 
+def test_what_varies_is_the_runtime_that_was_measured() -> None:
+    costs = Costs((1.0, 2.0), 1, 1, 1, (0.008,), lone=(0.005, 2), rest_s=NOTHING, jitter=(2.0,))
+    # The second has the third beside it.
+    assert arrive(costs, 0.0, 0.001, 0.001)[0] == [0.010, 0.017, 0.027]
+    costs = Costs((1.0, 2.0), 1, 1, 1, (0.008,), rest_s=NOTHING, jitter=(2.0,))
+    assert arrive(costs, 0.0)[0] == [0.016]
+
+
+def test_as_many_wait_as_the_setting_lets() -> None:
+    assert len(arrive(one_core(max_queue=3), *[0.0] * 8)[0]) == 4  # one runs
+
+
 def test_decoding_waits_for_a_thread_and_what_is_no_work_of_a_core_does_not() -> None:
     costs = Costs(
         (1.0, 2.0),
@@ -330,10 +343,17 @@ def test_what_a_server_adds_to_each_batch_and_to_each_request_is_taken_from_the_
     assert costs.work_s[0] == pytest.approx(0.010 + 0.001 * 0.8)
     assert (costs.on_cores, costs.beside_s) == pytest.approx((0.75, 0.0))
     assert costs.rest_cpu_s == pytest.approx(0.004)
-    assert costs.capacity == pytest.approx(120)
-    assert costs_of(profile(entry()), entry(), around()).capacity > 120
+    assert costs.crowded < 1
+    assert full_rate(costs) == pytest.approx(120, rel=0.02)
+    assert full_rate(costs_of(profile(entry()), entry(), around())) > 125
     busier = costs_of(profile(entry()), entry(), around(cpu_s=0.006))
     assert (busier.on_cores, busier.beside_s) == pytest.approx((1.0, 0.002))
+
+
+def test_a_full_server_is_never_taken_to_do_more_than_its_cores() -> None:
+    costs = costs_of(profile(entry()), entry(), around(full_per_s=500), clients_here=True)
+    assert costs.crowded == 1.0
+    assert full_rate(costs) < 170
 
 
 def test_a_lone_picture_has_the_threads_that_tuning_gave_it() -> None:
