@@ -472,14 +472,168 @@ def test_the_copied_commands_get_the_same_answer(
         timeout=30,
         check=True,
     )
-    expected = truth(demo_server, "detect", threshold=0)
-    assert json.loads(run.stdout) == expected
-    assert run_python(copy_python(page), tmp_path) == expected
+    shown = json.loads(run.stdout)
+    assert shown == truth(demo_server, "detect")
+    assert [one["label"] for one in shown["predictions"]] == rows(page)
+    assert run_python(copy_python(page), tmp_path) == shown
     assert (tmp_path / "star-detect.png").read_bytes().startswith(b"\x89PNG")
+    slide(page, 0.1)
+    more = run_python(copy_python(page), tmp_path)
+    assert len(more["predictions"]) > len(shown["predictions"])
+    assert [one["label"] for one in more["predictions"]] == rows(page)
+
+
+def test_the_copied_command_asks_for_the_layers_and_heads_that_are_shown(
+    open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    take_sample(page)
     press(page, 0.65, 0.75)
-    explained = run_python(copy_python(page), tmp_path)
-    assert explained["explained"]["label"] == "star"
-    assert len(explained["maps"]) == 3 * 4, "every layer and head"
+
+    def shown() -> list[tuple[int, int]]:
+        answer = run_python(copy_python(page), tmp_path)
+        assert answer["explained"]["label"] == "star"
+        return [(one["layer"], one["head"]) for one in answer["maps"]]
+
+    assert shown() == [(2, head) for head in range(4)], "the last layer"
+    page.click('.heads .chip:text-is("1")')
+    page.click('.layers .chip:text-is("0")')
+    page.click('.layers .chip:text-is("2")')
+    assert shown() == [(0, 1)]
+    assert (tmp_path / "star-attention.png").read_bytes().startswith(b"\x89PNG")
+    page.click('.layers .chip:text-is("all")')
+    assert shown() == [(layer, 1) for layer in range(3)]
+
+
+def hold(page: Page, pattern: str) -> list[Any]:
+    """Requests that wait until the test lets them go on."""
+    held: list[Any] = []
+    page.route(pattern, lambda route: held.append(route))
+    return held
+
+
+def wait_for(page: Page, held: list[Any]) -> Any:
+    """The next request that is held."""
+    for _ in range(LONG_MS // 20):
+        if held:
+            return held.pop(0)
+        page.wait_for_timeout(20)
+    raise AssertionError("nothing was asked")
+
+
+def test_a_click_while_an_answer_is_on_its_way_waits_for_it(open_page: Open) -> None:
+    page = open_page()
+    held = hold(page, "**/v1/detect*")
+    asked = listen(page)
+    page.click('[data-name="star.jpg"]')
+    answer = wait_for(page, held)
+    box = page.locator(".view").bounding_box()
+    page.mouse.click(box["x"] + 0.65 * box["width"], box["y"] + 0.75 * box["height"])
+    answer.continue_()
+    page.wait_for_selector(".look:visible")
+    idle(page)
+    assert [path.split("?")[0] for path in asked] == ["detect", "attention"]
+    assert page.locator(".about").inner_text().startswith("For star")
+    page.click(".back")
+    assert rows(page)
+    assert len(asked) == 2
+
+
+def test_back_from_attention_asks_anew_for_an_answer_that_had_failed(open_page: Open) -> None:
+    page = open_page()
+    page.route("**/v1/detect*", lambda route: route.abort())
+    page.click('[data-name="star.jpg"]')
+    page.wait_for_selector(".problem:visible")
+    press(page, 0.65, 0.75)
+    page.unroute("**/v1/detect*")
+    page.click(".back")
+    page.wait_for_selector(".result")
+    assert not page.locator(".problem").is_visible()
+
+
+def test_the_picture_chosen_last_is_shown_and_those_before_are_let_go(open_page: Open) -> None:
+    page = open_page()
+    page.evaluate(
+        "() => { const make = createImageBitmap; window.made = []; window.createImageBitmap ="
+        " async (...given) => { const one = await make(...given); made.push(one); return one; }; }"
+    )
+    held = hold(page, "**/page/scenes/star.jpg")
+    page.click('[data-name="star.jpg"]')
+    late = wait_for(page, held)
+    take_sample(page, "square.jpg")
+    take_sample(page, "ring.jpg")
+    late.continue_()
+    page.wait_for_timeout(200)
+    idle(page)
+    assert "ring.jpg" in page.locator(".code").text_content()
+    assert page.locator('[aria-pressed="true"][data-name]').get_attribute("data-name") == "ring.jpg"
+    assert page.evaluate("made.map((one) => one.width > 0)") == [False, True]
+
+
+def test_a_slider_that_is_moved_while_an_answer_is_on_its_way_stays(open_page: Open) -> None:
+    page = open_page()
+    choose_task(page, "segment")
+    take_sample(page)
+    held = hold(page, "**/v1/segment*")
+    move = "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }"
+    slider = page.locator(".threshold input")
+    slider.evaluate(move, 0.2)
+    slider.dispatch_event("change")
+    answer = wait_for(page, held)
+    slider.evaluate(move, 0.6)
+    answer.continue_()
+    idle(page)
+    assert page.locator(".threshold output").inner_text() == "0.60"
+
+
+def test_a_page_that_found_no_server_or_no_key_tries_again_with_the_next_picture(
+    open_page: Open,
+) -> None:
+    page = open_page()
+    refusal = json.dumps({"title": "Unauthorized", "status": 401, "detail": "this needs a key"})
+    page.route("**/page/samples", lambda route: route.abort())
+    page.route("**/v1/models", lambda route: route.fulfill(status=401, body=refusal))
+    page.reload()
+    page.wait_for_selector("#key-dialog[open]")
+    page.keyboard.press("Escape")
+    page.set_input_files("#file", STAR)
+    page.wait_for_selector("#key-dialog[open]")
+    page.keyboard.press("Escape")
+    page.unroute("**/v1/models")
+    page.route("**/v1/models", lambda route: route.abort())
+    page.set_input_files("#file", STAR)
+    playwright.expect(page.locator("#notice")).to_have_text(re.compile("did not answer"))
+    page.unroute("**/v1/models")
+    page.unroute("**/page/samples")
+    page.set_input_files("#file", STAR)
+    page.wait_for_selector(".result")
+    page.wait_for_selector(".sample")
+    assert page.locator(".pane").count() == 1
+    assert not page.locator("#notice").is_visible()
+
+
+def test_what_the_browser_cannot_show_is_answered_and_cannot_be_saved_as_a_picture(
+    open_page: Open,
+) -> None:
+    page = open_page()
+    page.evaluate("() => { window.createImageBitmap = () => Promise.reject(new Error('no')); }")
+    page.set_input_files("#file", STAR)
+    page.wait_for_selector(".result")
+    assert page.locator(".unseen").inner_text() == "This browser cannot show star.jpg."
+    assert page.locator(".save-json").is_visible()
+    assert not page.locator(".save-picture").is_visible()
+
+
+def test_a_second_pane_that_is_closed_waits_for_nothing(open_page: Open) -> None:
+    page = open_page()
+    choose_task(page, "classify")
+    take_sample(page)
+    held = hold(page, "**/v1/classify*")
+    page.click("#compare")
+    wait_for(page, held)
+    with page.expect_event("requestfailed"):
+        page.click("#compare")
+    assert page.locator(".pane").count() == 1
 
 
 def copy_python(page: Page) -> str:
@@ -632,6 +786,34 @@ def test_a_picture_is_taken_with_the_camera(open_page: Open) -> None:
     assert asked == ["detect?model=detr-scenes&threshold=0"]
     assert "camera.jpg" in page.locator(".code").text_content()
     assert not page.locator("#camera-dialog").is_visible()
+
+
+CAMERA = """(kind) => {
+    window.opened = 0;
+    navigator.mediaDevices.getUserMedia = () => {
+        window.opened += 1;
+        return new Promise((_, refuse) => setTimeout(refuse, 50, new DOMException("broken", kind)));
+    };
+}"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("NotAllowedError", "Allow it in the address bar"),
+        ("NotFoundError", "No camera was found. Connect one"),
+        ("NotReadableError", "The camera is in use"),
+        ("AbortError", "The camera did not start (broken). Try again"),
+    ],
+)
+def test_a_camera_that_does_not_start_is_asked_once_and_told(
+    open_page: Open, kind: str, says: str
+) -> None:
+    page = open_page()
+    page.evaluate(CAMERA, kind)
+    page.dblclick("#camera")
+    playwright.expect(page.locator("#notice")).to_contain_text(says)
+    assert page.evaluate("opened") == 1
 
 
 def test_chosen_colours_stay_when_the_page_is_opened_again(open_page: Open) -> None:

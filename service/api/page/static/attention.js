@@ -34,6 +34,14 @@ export function parametersFor(model, kind, question) {
   return parameters;
 }
 
+/** The parameters for those layers and heads alone that are shown, where it is one of them or all. */
+export function narrowed(parameters, { layers, heads }) {
+  const found = { ...parameters };
+  if (found.layer && layers.size === 1) [found.layer] = layers;
+  if (found.head && heads.size === 1) [found.head] = heads;
+  return found;
+}
+
 /** The mean of the chosen maps on the finest of their grids, with the region that it covers. */
 export function combine(answer, layers, heads) {
   const chosen = answer.maps.filter(

@@ -6,10 +6,18 @@ import { watch } from "./status.js";
 
 const $ = (id) => document.getElementById(id);
 const THEME = "saccade-theme";
+const NO_CAMERA = {
+  NotAllowedError: "The browser was not allowed to use the camera. Allow it in the address bar",
+  NotFoundError: "No camera was found. Connect one",
+  NotReadableError: "The camera is in use, or switched off. Close the program that uses it, and try again",
+};
 
 const panes = [];
 let models = [];
 let picture = null;
+let taken = 0; // pictures so far: the last one counts, however long an earlier one takes to arrive
+let beginning = null;
+let sampling = null;
 
 const host = {
   speak: (text) => ($("spoken").textContent = text),
@@ -20,7 +28,12 @@ const host = {
   },
 };
 
-async function begin() {
+/** Finds out what is served and shows a first pane; to be called again as long as there is none. */
+function begin() {
+  return (beginning ??= open().finally(() => (beginning = null)));
+}
+
+async function open() {
   try {
     models = (await getJson("/v1/models")).models;
   } catch (error) {
@@ -28,6 +41,7 @@ async function begin() {
     return complain(error.status === 401 ? "This server asks for a key. Enter one under “Key”, above." : error.message);
   }
   complain("");
+  showSamples();
   if (models.length === 0) return complain("This server has no models. Put a bundle into its repository, and reload this page.");
   const first = ["detect", "segment", "classify"].find((task) => models.some((model) => model.tasks.includes(task)));
   addPane(first ?? models[0].tasks[0]);
@@ -45,7 +59,7 @@ function addPane(task, name) {
 
 function compare() {
   const two = panes.length > 1;
-  if (two) panes.pop().root.remove();
+  if (two) panes.pop().leave();
   else if (panes.length === 1) {
     const { task, model } = panes[0];
     const other = models.find((one) => one.name !== model && one.tasks.includes(task)) ?? models.find((one) => one.name !== model) ?? models[0];
@@ -56,17 +70,33 @@ function compare() {
   panes[0]?.view.paint();
 }
 
-/** Shows a picture; what the browser cannot read goes to the server too, which says what it is. */
-async function take(blob, name) {
+/** Shows the picture that was chosen last, a blob or the promise of one; what the browser cannot read
+    goes to the server too, which says what it is.
+ */
+async function take(given, name) {
+  const mine = ++taken;
+  const blob = await Promise.resolve(given).catch((error) => mine === taken && complain(error.message));
+  if (!blob || mine !== taken) return;
   complain(blob.size === 0 ? `${name || "The picture"} is empty. Choose another picture.` : "");
   if (blob.size === 0) return;
   const bitmap = await createImageBitmap(blob).catch(() => null);
+  if (mine !== taken) return bitmap?.close();
+  const before = picture;
   picture = { blob, bitmap, name: name || "picture.jpg" };
   for (const button of $("samples").children) button.setAttribute("aria-pressed", String(button.dataset.name === name));
   for (const pane of panes) pane.setPicture(picture);
+  before?.bitmap?.close();
+  if (panes.length === 0) begin();
 }
 
-async function showSamples() {
+function showSamples() {
+  sampling ??= loadSamples().catch((error) => {
+    sampling = null;
+    complain(error.message);
+  });
+}
+
+async function loadSamples() {
   const { samples } = await getJson("/page/samples");
   $("samples").replaceChildren(
     ...samples.map((name) => {
@@ -74,18 +104,10 @@ async function showSamples() {
       button.dataset.name = name;
       button.setAttribute("aria-pressed", "false");
       button.append(Object.assign(new Image(), { src: `/page/scenes/${name}`, alt: `Sample: ${name.replace(/\.\w+$/, "")}` }));
-      button.addEventListener("click", () => takeSample(name));
+      button.addEventListener("click", () => take(getBlob(`/page/scenes/${name}`), name));
       return button;
     }),
   );
-}
-
-async function takeSample(name) {
-  try {
-    await take(await getBlob(`/page/scenes/${name}`), name);
-  } catch (error) {
-    complain(error.message);
-  }
 }
 
 function listenToFiles() {
@@ -118,25 +140,30 @@ function listenToFiles() {
 function listenToCamera() {
   const dialog = $("camera-dialog");
   let stream = null;
+  let opening = false;
   $("camera").addEventListener("click", async () => {
     if (!navigator.mediaDevices) return $("capture").click(); // as it is without TLS
+    if (opening || dialog.open) return null; // a stream that nobody holds would keep the camera on
+    opening = true;
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } } });
     } catch (error) {
-      const why = error.name === "NotAllowedError" ? "The browser was not allowed to use the camera. Allow it in the address bar" : "No camera was found. Connect one";
+      const why = NO_CAMERA[error.name] ?? `The camera did not start (${error.message || error.name}). Try again`;
       return complain(`${why}, or choose a picture.`);
+    } finally {
+      opening = false;
     }
     complain("");
     $("video").srcObject = stream;
     dialog.showModal();
     return $("video").play();
   });
-  $("shoot").addEventListener("click", async () => {
+  $("shoot").addEventListener("click", () => {
     const { videoWidth, videoHeight } = $("video");
     const canvas = new OffscreenCanvas(videoWidth || 1, videoHeight || 1);
     canvas.getContext("2d").drawImage($("video"), 0, 0);
     dialog.close();
-    await take(await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 }), "camera.jpg");
+    take(canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 }), "camera.jpg");
   });
   $("camera-close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("close", () => stream?.getTracks().forEach((track) => track.stop()));
@@ -189,6 +216,6 @@ listenToFiles();
 listenToCamera();
 listenToKey();
 $("compare").addEventListener("click", compare);
-showSamples().catch((error) => complain(error.message));
+showSamples();
 watch();
 begin();

@@ -35,6 +35,13 @@ export class Pane {
     return this.root.querySelector(selector);
   }
 
+  /** Takes the pane off the page, with what it waits for. */
+  leave() {
+    this.abort?.abort();
+    this.view.leave();
+    this.root.remove();
+  }
+
   /** Drops what was answered about another picture, model or task. */
   forget() {
     Object.assign(this, { reply: null, items: [], masks: null, look: null, picked: null, threshold: null, asked: null });
@@ -62,14 +69,15 @@ export class Pane {
     this.$(".view").hidden = !picture.bitmap;
     this.$(".unseen").hidden = Boolean(picture.bitmap);
     this.$(".unseen").textContent = `This browser cannot show ${picture.name}.`;
+    this.$(".save-picture").hidden = !picture.bitmap;
     this.view.paint();
     return this.run();
   }
 
-  async run(parameters = {}) {
+  run(parameters = {}) {
     this.#render();
-    if (!this.picture) return;
-    await this.#guarded(() => this.run(parameters), async (signal) => {
+    if (!this.picture) return null;
+    this.answering = this.#guarded(() => this.run(parameters), async (signal) => {
       const { manifest } = await this.#detail();
       this.#showModes(manifest);
       if (this.task === "attention") return this.#ask(manifest, {}, signal);
@@ -79,18 +87,29 @@ export class Pane {
       if (signal.aborted) return;
       Object.assign(this, { reply, masks, asked, look: null, picked: null, sent: [this.task, asked] });
       this.items = this.#itemsOf(reply.answer, manifest);
-      this.threshold = parameters.threshold ?? this.threshold ?? this.#defaultThreshold(manifest);
+      this.threshold ??= this.#defaultThreshold(manifest); // which may have been moved meanwhile
       this.#render();
       this.host.speak(summary(this));
     });
+    return this.answering;
   }
 
   /** Asks what the model attended to: for an object's or class's query, or from a point. */
   async explain(question, kindName) {
+    if (!(await this.#answered())) return;
     await this.#guarded(() => this.explain(question, kindName), async (signal) => {
       const { manifest } = await this.#detail();
       await this.#ask(manifest, question, signal, kindName);
     });
+  }
+
+  /** Waits for the answer that is on its way, which a click would otherwise cost; false if another
+      was asked for since.
+   */
+  async #answered() {
+    const { answering } = this;
+    await answering;
+    return answering === this.answering;
   }
 
   get visible() {
@@ -182,7 +201,8 @@ export class Pane {
   }
 
   /** Asks about a place of the picture, in its pixels, or about what was found there. */
-  press(x, y) {
+  async press(x, y) {
+    if (!(await this.#answered())) return null;
     const item = this.view.hit(x, y);
     const question = item && this.questionOf(item);
     if (question) return this.explain(question);
@@ -219,7 +239,7 @@ export class Pane {
         ? ""
         : this.threshold < lowest
           ? "Let go to ask again: so low, more masks compete for the pixels."
-          : "Hides segments; their pixels are not given to others.";
+          : "Hides segments. Copied commands ask with this threshold, and then others get their pixels.";
     }
     this.$(".vector").hidden = !this.reply?.answer.embedding;
     if (this.reply?.answer.embedding) showVector(this.$(".vector"), this.reply.answer.embedding);
@@ -333,7 +353,8 @@ export class Pane {
   back() {
     this.look = null;
     this.sent = [this.task, this.asked];
-    this.#render();
+    if (this.reply) this.#render();
+    else this.run(); // it had failed
     this.$(".view").focus({ preventScroll: true });
   }
 
@@ -351,10 +372,17 @@ export class Pane {
     });
   }
 
+  /** The request for what is seen: more was asked for, so that sliding and toggling ask no more. */
+  #seen() {
+    const [task, parameters] = this.sent;
+    if (this.look) return [task, attention.narrowed(parameters, this.look)];
+    return [task, this.#slides() ? { ...parameters, threshold: this.threshold } : parameters];
+  }
+
   /** What there is to take along. */
   #current() {
     const name = this.picture.name.replace(/\.\w+$/, "");
-    const [task, parameters] = this.sent;
+    const [task, parameters] = this.#seen();
     return {
       stem: `${name}-${task}`,
       text: (this.look?.reply ?? this.reply).text,

@@ -2,7 +2,7 @@
 
 import { key, pathOf } from "./api.js";
 
-const DRAWN = ["detect", "segment"];
+const DRAWN = ["detect", "segment", "attention"];
 
 export function curl(task, parameters, fileName) {
   const lines = [`curl --data-binary @${quote(fileName)}`];

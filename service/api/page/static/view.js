@@ -15,7 +15,12 @@ export class View {
     this.canvas = pane.$(".view");
     this.cursor = null;
     this.#listen();
-    new ResizeObserver(() => this.paint()).observe(pane.$(".stage"));
+    this.sizes = new ResizeObserver(() => this.paint());
+    this.sizes.observe(pane.$(".stage"));
+  }
+
+  leave() {
+    this.sizes.disconnect();
   }
 
   paint() {
