@@ -15,6 +15,7 @@ from service.commands.shared import (
     Url,
     examples,
     needing,
+    refuse_beside_url,
 )
 from service.errors import BadSettings
 from service.settings import load_settings
@@ -123,20 +124,34 @@ def evaluate_model(
     with needing("client", "evaluate"):
         from service.evaluate import command
         from service.predict.command import parse_parameters, read_key
-    if from_predictions is not None:
-        if name is not None or against is not None:
-            raise BadSettings(
-                "--from-predictions scores a file instead of a model; leave out NAME and --against"
-            )
-        kind = None if iou_type is None else iou_type.value
-        command.evaluate_predictions(from_predictions, data, out, kind, maps, truth_maps)
-        return
     local = {
         "repository": repository,
         "device": device,
         "precision": precision,
         "runtime": runtime,
     }
+    if from_predictions is not None:
+        if name is not None or against is not None:
+            raise BadSettings(
+                "--from-predictions scores a file instead of a model; leave out NAME and --against"
+            )
+        _refuse(
+            "is about asking a model, and --from-predictions asks none",
+            **local,
+            limit=limit,
+            task=task,
+            option=option,
+            match=match,
+            url=url,
+            api_key_file=api_key_file,
+            concurrency=concurrency if concurrency != 1 else None,
+            overwrite=overwrite or None,
+        )
+        kind = None if iou_type is None else iou_type.value
+        command.evaluate_predictions(from_predictions, data, out, kind, maps, truth_maps)
+        return
+    _refuse("is about --from-predictions, which is not there", iou_type=iou_type, maps=maps)
+    refuse_beside_url(url, local)
     key = read_key(api_key_file) if api_key_file else None
     first = command.Answerer(load_settings(local), name, url, key)
     answerers = [first] if against is None else [first, command.parse_against(against, first)]
@@ -151,5 +166,13 @@ def evaluate_model(
             concurrency=concurrency,
             out=out,
             overwrite=overwrite,
+            truth_maps=truth_maps,
         )
     )
+
+
+def _refuse(why: str, **options: object) -> None:
+    """Raises BadSettings where one of the options was given."""
+    for name, value in options.items():
+        if value is not None:
+            raise BadSettings(f"--{name.replace('_', '-')} {why}; leave it out")

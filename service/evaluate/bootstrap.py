@@ -22,7 +22,8 @@ SEED = 20_260_701
 def resample(
     pictures: int, measure: Callable[[Weights], Figures], resamples: int = RESAMPLES
 ) -> Draws:
-    """Every figure of ``resamples`` draws with replacement, each (R,).
+    """Every figure of ``resamples`` draws with replacement, each (R,); NaN in a draw that has
+    nothing to say of it.
 
     Draws are the same for the same number of pictures, so that two models are compared on the same
     ones.
@@ -35,11 +36,14 @@ def resample(
     return {name: np.array([one[name] for one in drawn]) for name in drawn[0]}
 
 
-def interval(values: NDArray[np.float64], estimate: float) -> tuple[float, float]:
+def interval(values: NDArray[np.float64], estimate: float) -> tuple[float, float] | None:
     """Where the figure lies in ``SHARE`` of the draws, corrected for their bias: a resample lacks
     rare classes, whose figures then are no part of the mean (Efron and Tibshirani, section 14.3,
-    without acceleration).
+    without acceleration). Of a figure that no draw has, there is none.
     """
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None
     normal = NormalDist()
     below = float(np.mean(values < estimate) + np.mean(values == estimate) / 2)
     edge = 0.5 / len(values)

@@ -47,8 +47,15 @@ PARAMETERS: dict[tuple[str, str], dict[str, str]] = {
     ("ade20k", "segment"): {"mode": "semantic", "segment_map": "true"},
 }
 """The metrics rank all findings, so that COCO's are asked for down to a score of 0."""
+FIXED: dict[str, tuple[str, ...]] = {
+    "classify": ("top_k",),
+    "detect": (),
+    "segment": ("mode", "segment_map", "mask_format"),
+}
+"""Those of them without which there would be nothing to score."""
 KINDS: dict[str | None, Kind | None] = {None: None, "bbox": "bbox", "segm": "segm"}
-AGAINST = ("model", "repository", "device", "precision", "runtime", "url")
+LOCAL = ("repository", "device", "precision", "runtime")
+AGAINST = ("model", *LOCAL, "url")
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class Evaluation:
     concurrency: int = 1
     out: Path | None = None
     overwrite: bool = False
+    truth_maps: Path | None = None
 
 
 def evaluate(evaluation: Evaluation) -> None:
@@ -90,10 +98,11 @@ def evaluate(evaluation: Evaluation) -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stem = _stem(evaluation.out) or Path(folder) / "evaluation"
-        done = [
-            _evaluated(evaluation, answerer, journal_path(stem, number), console)
+        runs = [  # of which each is possible before the first is begun
+            _run(evaluation, answerer, journal_path(stem, number))
             for number, answerer in enumerate(evaluation.answerers, 1)
         ]
+        done = [_evaluated(run, evaluation.out is not None, console) for run in runs]
         if len(done) == 1:
             document = done[0].document
             page, html = report.to_markdown(document), None
@@ -120,6 +129,10 @@ def evaluate_predictions(
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     of, truth = split_data(data)
+    if of == "coco" and (maps or truth_maps):
+        raise BadSettings("--maps and --truth-maps are for coco-panoptic data; leave them out")
+    if of == "coco-panoptic" and kind is not None:
+        raise BadSettings("--iou-type is for coco data; leave it out")
     if of == "coco":
         found = score_boxes_and_masks(predictions, truth, KINDS[kind])
     elif of == "coco-panoptic":
@@ -160,6 +173,11 @@ def parse_against(text: str, first: Answerer) -> Answerer:
             f"precision=fp32 or detr,runtime=onnxruntime; found {text!r}"
         )
     model, url = said.pop("model", first.model), said.pop("url", first.url)
+    if said and url is not None:
+        raise BadSettings(
+            f"--against {text}: {next(iter(said))} says how this machine answers, and {url} is to "
+            "answer; a server takes model and url alone"
+        )
     try:
         settings = Settings(**(first.settings.model_dump() | said))
     except ValueError as error:
@@ -167,22 +185,29 @@ def parse_against(text: str, first: Answerer) -> Answerer:
     return replace(first, model=model, url=url, settings=settings)
 
 
-def _evaluated(
-    evaluation: Evaluation, answerer: Answerer, journal: Path, console: Console
-) -> Evaluated:
+def _evaluated(run: Run, kept: bool, console: Console) -> Evaluated:
     try:
-        return asyncio.run(evaluate_run(_run(evaluation, answerer, journal), console))
+        return asyncio.run(evaluate_run(run, console))
     except SaccadeError as error:
-        sentence = str(error) if answerer.url is None else f"{answerer.url}: {error}"
-        kept = "" if evaluation.out is None else f"; answers so far are kept in {journal}"
-        raise StartError(f"{sentence.rstrip('.')}{kept}") from None
+        there = kept and run.plan.out.exists()
+        where = f"; answers so far are kept in {run.plan.out}" if there else ""
+        raise StartError(f"{_sentence(run.plan.url, error)}{where}") from None
+
+
+def _sentence(url: str | None, error: SaccadeError) -> str:
+    return (str(error) if url is None else f"{url}: {error}").rstrip(".")
 
 
 def _run(evaluation: Evaluation, answerer: Answerer, journal: Path) -> Run:
     kind, _ = split_data(evaluation.data)
-    manifest = _manifest(answerer, evaluation.task, kind)
+    try:
+        manifest = _manifest(answerer, evaluation.task, kind)
+    except SaccadeError as error:
+        raise StartError(_sentence(answerer.url, error)) from None
     task = _task(manifest, evaluation.task, kind)
-    dataset = open_dataset(evaluation.data, len(manifest["labels"])).limited(evaluation.limit)
+    _check_parameters(evaluation.parameters, kind, task)
+    opened = open_dataset(evaluation.data, len(manifest["labels"]), evaluation.truth_maps)
+    dataset = opened.limited(evaluation.limit).checked(masks=task == "segment")
     matching = match_labels(
         manifest["labels"], dataset.categories, evaluation.match or dataset.match
     )
@@ -199,6 +224,19 @@ def _run(evaluation: Evaluation, answerer: Answerer, journal: Path) -> Run:
         overwrite=evaluation.overwrite,
     )
     return Run(plan, evaluation.data, dataset, manifest, matching)
+
+
+def _check_parameters(wished: dict[str, str], kind: str, task: Task) -> None:
+    """Raises BadSettings where an option would leave nothing to score."""
+    if "model" in wished:
+        raise BadSettings("--option model: write the model's name itself, without --option")
+    own = PARAMETERS[kind, task]
+    for name in FIXED[task]:
+        if name in own and wished.get(name, own[name]) != own[name]:
+            raise BadSettings(
+                f"--option {name}={wished[name]}: {kind} data is scored with {name}={own[name]}; "
+                "leave it out"
+            )
 
 
 def _manifest(answerer: Answerer, task: Task | None, kind: str) -> dict[str, Any]:

@@ -43,34 +43,34 @@ class Difference:
 
 
 def compare(first: Evaluated, second: Evaluated) -> Document:
-    """Both documents, and the second less the first with intervals from the same resamples."""
+    """Both documents, and the second less the first with intervals from the same resamples, of the
+    figures that both have.
+    """
     differing = differences(first, second)
     before, after = first.scorer.figures(), second.scorer.figures()
     rows = {}
-    for name in before:
+    for name in (name for name in before if name in after):  # a detector has no masks
         row: Document = {"difference": after[name] - before[name]}
-        if name in first.draws:
-            draws = second.draws[name] - first.draws[name]
-            row["interval"] = list(interval(draws, row["difference"]))
-        rows[_title(name)] = row
+        bounds = interval(second.draws[name] - first.draws[name], row["difference"])
+        rows[_title(name)] = row if bounds is None else row | {"interval": list(bounds)}
     speeds = [one.speed["images_per_s"] for one in (first, second)]
     return {
         "first": first.document,
         "second": second.document,
         "differences": rows,
         "differing": {
-            "rule": rule_of(first),
+            "rule": rule_of(first, second),
             "pictures": len(differing),
             "share": len(differing) / first.pictures,
             "files": [{"file": one.name, "amount": round(one.amount, 6)} for one in differing],
         },
-        "speed_ratio": round(speeds[1] / speeds[0], 4),
+        "speed_ratio": round(speeds[1] / speeds[0], 4) if all(speeds) else None,
     }
 
 
 def differences(first: Evaluated, second: Evaluated) -> list[Difference]:
     """The pictures that the two answer otherwise, those that differ most first."""
-    differ = _differ(first)
+    differ = _differ(first, second)
     found = []
     for (name, one), (_, other) in zip(first.answers(), second.answers(), strict=True):
         refused = (REFUSED in one) + (REFUSED in other)
@@ -82,14 +82,13 @@ def differences(first: Evaluated, second: Evaluated) -> list[Difference]:
     return sorted(found, key=lambda one: -one.amount)
 
 
-def rule_of(evaluated: Evaluated) -> str:
+def rule_of(first: Evaluated, second: Evaluated) -> str:
     """When pictures count as different, in words."""
-    task = evaluated.run.plan.task
-    if task == "segment" and evaluated.run.dataset.kind == "coco":
-        task = "detect"
+    task = "detect" if _has_objects(first) else first.run.plan.task
     if task != "detect":
         return RULES[task]
-    return f"{RULES[task]} (of those with a score of at least {shown_from(evaluated):g})"
+    least = dict.fromkeys(f"{shown_from(one):g}" for one in (first, second))
+    return f"{RULES[task]} (of those with a score of at least {' and '.join(least)})"
 
 
 def shown_from(evaluated: Evaluated) -> float:
@@ -103,7 +102,7 @@ def shown_from(evaluated: Evaluated) -> float:
 def to_markdown(document: Document) -> str:
     """What a person needs to choose: differences and how sure they are, disagreement, speed."""
     first, second = document["first"], document["second"]
-    names = answerer(first), answerer(second)
+    names = names_of(first, second)
     before, after = figures_of(first), figures_of(second)
     rows = []
     for name, row in document["differences"].items():
@@ -123,23 +122,46 @@ def to_markdown(document: Document) -> str:
         f"A picture differs where {differing['rule']}.",
         *([table(("differs most", "by"), shown)] if shown else []),
         "## Speed",
-        speed_table({names[0]: first["speed"], names[1]: second["speed"]}),
+        speed_table([(names[0], first["speed"]), (names[1], second["speed"])]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def names_of(first: Document, second: Document) -> tuple[str, str]:
+    """What to call the two, which is never the same."""
+    names = answerer(first), answerer(second)
+    if names[0] != names[1]:
+        return names
+    places = [
+        one["by"].get("url") or one["by"].get("repository") or "here" for one in (first, second)
+    ]
+    apart = [f"at {place}" for place in places]
+    if places[0] == places[1]:
+        apart = ["first", "second"]
+    return f"{names[0]}, {apart[0]}", f"{names[1]}, {apart[1]}"
 
 
 def verdict(document: Document) -> str:
     """The three figures to choose by, in one paragraph."""
     name = next(iter(document["differences"]))
     row = document["differences"][name]
-    low, high = (100 * edge for edge in row["interval"])
-    differing = document["differing"]
-    sure = "the interval holds 0: no difference is shown" if low <= 0 <= high else "it is not 0"
+    differing, ratio = document["differing"], document["speed_ratio"]
+    change = f"**{name}: there is nothing to find**"
+    if "interval" in row:
+        low, high = (100 * edge for edge in row["interval"])
+        sure = "the interval holds 0: no difference is shown" if low <= 0 <= high else "it is not 0"
+        change = (
+            f"**{name} {100 * row['difference']:+.2f} points** (95 % interval {low:+.2f} to "
+            f"{high:+.2f}; {sure})"
+        )
+    speed = (
+        ""
+        if ratio is None
+        else f"; the second answers **{ratio:.2f} times** as many pictures a second"
+    )
     return (
-        f"**{name} {100 * row['difference']:+.2f} points** (95 % interval {low:+.2f} to "
-        f"{high:+.2f}; {sure}); the two differ on **{differing['share']:.1%}** of the pictures "
-        f"({differing['pictures']} of {document['first']['pictures']}); the second answers "
-        f"**{document['speed_ratio']:.2f} times** as many pictures a second."
+        f"{change}; the two differ on **{differing['share']:.1%}** of the pictures "
+        f"({differing['pictures']} of {document['first']['pictures']}){speed}."
     )
 
 
@@ -148,15 +170,17 @@ def _title(name: str) -> str:
     return f"{TITLES[kind]} {plain}" if kind else plain
 
 
-def _differ(evaluated: Evaluated) -> Callable[[Row, Row], float]:
+def _has_objects(evaluated: Evaluated) -> bool:
+    """Whether its answers are boxes or masks of their own, not classes or maps."""
+    return evaluated.run.dataset.kind == "coco"
+
+
+def _differ(first: Evaluated, second: Evaluated) -> Callable[[Row, Row], float]:
     """How much two answers differ, 0 where they count as the same."""
-    task = evaluated.run.plan.task
-    if task == "classify":
-        return _classified
-    if task == "segment" and evaluated.run.dataset.kind != "coco":
-        return _mapped
-    least = shown_from(evaluated)
-    return lambda one, other: _found(one, other, least)
+    if _has_objects(first):
+        least = shown_from(first), shown_from(second)
+        return lambda one, other: _found(one, other, least)
+    return _classified if first.run.plan.task == "classify" else _mapped
 
 
 def _classes_of(evaluated: Evaluated, answer: Row) -> Row:
@@ -180,12 +204,17 @@ def _classified(one: Row, other: Row) -> float:
     return 0.0 if same else max((first["score"] + second["score"]) / 2, 1e-6)
 
 
-def _found(one: Row, other: Row, least: float) -> float:
-    """Share of objects without a partner; the best score chooses first."""
+def _found(one: Row, other: Row, least: tuple[float, float]) -> float:
+    """Share of objects without a partner; the best score chooses first. ``least`` are the scores
+    from which each one's objects count.
+    """
     objects = [
         answer["segments" if "segments" in answer else "predictions"] for answer in (one, other)
     ]
-    objects = [[row for row in rows if row["score"] >= least] for rows in objects]
+    objects = [
+        [row for row in rows if row["score"] >= lowest]
+        for rows, lowest in zip(objects, least, strict=True)
+    ]
     left = list(range(len(objects[1])))
     ious = _ious(*objects)
     matched = 0
@@ -202,14 +231,15 @@ def _found(one: Row, other: Row, least: float) -> float:
 def _ious(rows: list[Row], columns: list[Row]) -> Any:
     if not rows or not columns:
         return np.zeros((len(rows), len(columns)))
-    shapes = [[_shape(row) for row in side] for side in (rows, columns)]
+    masks = all("mask" in row for row in (*rows, *columns))
+    shapes = [[row["mask"] if masks else _box(row) for row in side] for side in (rows, columns)]
     return run_lengths.iou(*shapes, [0] * len(columns))
 
 
-def _shape(row: Row) -> Any:
-    """A mask, or a box as x, y, width, height."""
+def _box(row: Row) -> list[float]:
+    """x, y, width, height of an object or segment."""
     if "box" not in row:
-        return row["mask"]
+        return [float(side) for side in row["bbox"]]
     box = row["box"]
     return [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]]
 

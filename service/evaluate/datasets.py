@@ -1,18 +1,26 @@
 """Data with truth, as it is found on disk after download."""
 
 import csv
-import json
 import random
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from service.errors import BadSettings
+from service.evaluate.annotations import (
+    annotation_file,
+    check_members,
+    read_instances,
+    read_panoptic,
+    with_run_lengths,
+    without_mask,
+)
 from service.evaluate.categories import Category, Match
 from service.evaluate.maps import Maps, open_maps
-from service.predict.sources import SUFFIXES, Source
+from service.evaluate.semantic import read_classes
+from service.predict.sources import SUFFIXES, Source, pictures_below
 
 SAMPLE_SEED = 0
 LAYOUTS = {
@@ -55,6 +63,27 @@ class Dataset:
         chosen = places[:limit]
         return replace(self, sources=[self.sources[place] for place in sorted(chosen)])
 
+    def checked(self, masks: bool) -> "Dataset":
+        """The same, once the truth of its pictures has been looked through, so that a mistake in it
+        shows before anything is asked; ``masks`` says whether COCO's masks will be compared.
+
+        Raises:
+            BadSettings: a map or mask is missing, or is none.
+        """
+        if self.kind == "ade20k":
+            for source in self.sources:
+                read_classes(self.truth[source.name], len(self.categories))
+        elif self.maps is not None:
+            names = [self.truth[source.name]["file_name"] for source in self.sources]
+            if missing := [name for name in names if not self.maps.has(name)]:
+                raise BadSettings(
+                    f"{self.maps.place} lacks {len(missing)} of {len(names)} maps of the data, "
+                    f"like {missing[0]}; --truth-maps names the folder or zip that has all"
+                )
+        elif self.kind == "coco" and masks and not without_mask(self.document):
+            return replace(self, document=with_run_lengths(self.path, self.document))
+        return self
+
 
 def split_data(data: str) -> tuple[str, Path]:
     """The kind and the path of ``KIND:PATH``.
@@ -63,63 +92,33 @@ def split_data(data: str) -> tuple[str, Path]:
         BadSettings: there is no such kind, or nothing at the path.
     """
     kind, colon, path = data.partition(":")
-    if kind not in _OPENERS or not colon or not path:
-        kinds = ", ".join(_OPENERS)
+    if kind not in LAYOUTS or not colon or not path:
+        kinds = ", ".join(LAYOUTS)
         raise BadSettings(f"--data takes KIND:PATH with one of {kinds}; found {data!r}")
     if not Path(path).exists():
         raise BadSettings(f"--data {data}: there is no {path}; name a folder or file that is there")
     return kind, Path(path)
 
 
-def open_dataset(data: str, labels: int | None = None) -> Dataset:
+def open_dataset(data: str, labels: int | None = None, truth_maps: Path | None = None) -> Dataset:
     """What ``KIND:PATH`` names; ``labels`` is how many classes the model has, where that is known.
+    ``truth_maps`` is the folder or zip of a panoptic file's maps, where they do not lie beside it.
 
     Raises:
         BadSettings: there is no such kind, or the folder does not look like it.
     """
     kind, path = split_data(data)
-    dataset = _OPENERS[kind](path, labels)
+    if kind == "coco-panoptic":
+        dataset = _coco_panoptic(path, truth_maps)
+    elif truth_maps is not None:
+        raise BadSettings(f"--truth-maps is for coco-panoptic data; found --data {data}")
+    else:
+        dataset = _OPENERS[kind](path, labels)
     if not dataset.sources:
         raise BadSettings(
             f"--data {data}: there is no picture with truth; {kind} data is {LAYOUTS[kind]}"
         )
     return dataset
-
-
-def read_json(path: Path) -> Any:
-    """A JSON document.
-
-    Raises:
-        BadSettings: it cannot be read as one.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise BadSettings(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise BadSettings(f"{path} is no JSON: {error}") from None
-
-
-def coco_categories(document: dict[str, Any], path: Path) -> list[Category]:
-    """The classes of an annotation file.
-
-    Raises:
-        BadSettings: it is none.
-    """
-    try:
-        _ = [*document["images"], *document["annotations"]]
-        return [
-            Category(row["id"], row["name"], _truth(row.get("isthing")))
-            for row in document["categories"]
-        ]
-    except (KeyError, TypeError):
-        raise BadSettings(
-            f"{path} is no COCO annotation file: it needs images, annotations and categories"
-        ) from None
-
-
-def _truth(value: Any) -> bool | None:
-    return None if value is None else bool(value)
 
 
 def _classified(kind: str) -> Callable[[Path, int | None], Dataset]:
@@ -129,8 +128,8 @@ def _classified(kind: str) -> Callable[[Path, int | None], Dataset]:
         if answers is None:
             answers = {
                 file.relative_to(root).as_posix(): (file, file.relative_to(root).parts[0])
-                for file in sorted(root.glob("*/**/*"))
-                if file.suffix.lower() in SUFFIXES
+                for file in pictures_below(root)
+                if file.parent != root
             }
         names = sorted({name for _, name in answers.values()})
         if kind == "imagenet" and names and all(_SYNSET.fullmatch(name) for name in names):
@@ -190,44 +189,25 @@ def _synsets(path: Path, names: list[str], labels: int | None) -> dict[str, int]
 def _coco(path: Path, labels: int | None) -> Dataset:
     del labels
     file, root, split = annotation_file(path, "instances_")
-    document = read_json(file)
-    categories = coco_categories(document, file)
+    document, categories = read_instances(file)
+    check_members(file, document["images"], file_name=str, height=int, width=int)
     rows = {row["file_name"]: row for row in document["images"]}
     sources = _pictures(root, split, rows)
-    return Dataset("coco", path, sources, rows, categories, "name", document)
+    return Dataset("coco", file, sources, rows, categories, "name", document)
 
 
-def _coco_panoptic(path: Path, labels: int | None) -> Dataset:
-    del labels
+def _coco_panoptic(path: Path, truth_maps: Path | None) -> Dataset:
     file, root, split = annotation_file(path, "panoptic_")
-    document = read_json(file)
-    categories = coco_categories(document, file)
+    document, categories = read_panoptic(file)
+    check_members(file, document["images"], file_name=str)
     names = {row["id"]: row["file_name"] for row in document["images"]}
-    truth = {names[row["image_id"]]: row for row in document["annotations"]}
+    truth = {}
+    for row in document["annotations"]:
+        name = names[row["image_id"]]
+        truth[name] = {"file_name": f"{PurePosixPath(name).stem}.png"} | row
     sources = _pictures(root, split, truth)
-    maps = open_maps(file, [row["file_name"] for row in document["annotations"]])
-    return Dataset("coco-panoptic", path, sources, truth, categories, "name", document, maps)
-
-
-def annotation_file(path: Path, prefix: str) -> tuple[Path, Path, str]:
-    """The file, the folder of the whole set, and the name of its split, like val2017.
-
-    Raises:
-        BadSettings: there is none, or several.
-    """
-    if path.is_file():
-        root = path.parent.parent if path.parent.name == "annotations" else path.parent
-        return path, root, path.stem.removeprefix(prefix)
-    folder = path / "annotations" if (path / "annotations").is_dir() else path
-    found = sorted(folder.glob(f"{prefix}*.json"))
-    chosen = [file for file in found if "val" in file.stem] or found
-    if len(chosen) != 1:
-        there = ", ".join(file.name for file in chosen) or "none"
-        raise BadSettings(
-            f"{folder} must hold one {prefix}*.json for validation; found {there}; name the file "
-            "itself to choose it"
-        )
-    return chosen[0], path, chosen[0].stem.removeprefix(prefix)
+    maps = open_maps(file, [row["file_name"] for row in truth.values()], truth_maps)
+    return Dataset("coco-panoptic", file, sources, truth, categories, "name", document, maps)
 
 
 def _pictures(root: Path, split: str, names: Iterable[str]) -> list[Source]:
@@ -246,10 +226,12 @@ def _ade20k(path: Path, labels: int | None) -> Dataset:
     pictures, maps = path / "images" / split, path / "annotations" / split
     if not pictures.is_dir() or not maps.is_dir():
         raise BadSettings(f"{path} must hold images/{split} and annotations/{split}")
-    files = sorted(file for file in pictures.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = sorted(
+        file for file in pictures.iterdir() if file.suffix.lower() in SUFFIXES and not file.is_dir()
+    )
     sources = [Source(file, file.name) for file in files]
     truth = {file.name: maps / f"{file.stem}.png" for file in files}
-    names = _object_names(path / "objectInfo150.txt", labels or 150)
+    names = _object_names(path / "objectInfo150.txt", max(labels or 0, 150))
     categories = [Category(number, name) for number, name in enumerate(names)]
     return Dataset("ade20k", path, sources, truth, categories, "id")
 
@@ -265,7 +247,6 @@ def _object_names(table: Path, classes: int) -> list[str]:
 _OPENERS: dict[str, Callable[[Path, int | None], Dataset]] = {
     "imagenet": _classified("imagenet"),
     "coco": _coco,
-    "coco-panoptic": _coco_panoptic,
     "ade20k": _ade20k,
     "folder": _classified("folder"),
 }

@@ -17,10 +17,13 @@ _COLOURED = ("RGB", "RGBA", "P")
 
 @dataclass(frozen=True)
 class Maps:
-    """``place`` is where they are, for people; ``open_file`` gives the bytes of one by name."""
+    """``place`` is where they are, for people; ``open_file`` gives the bytes of one by name, and
+    ``has`` says whether it is there.
+    """
 
     place: Path
     open_file: Callable[[str], bytes]
+    has: Callable[[str], bool]
 
     def read(self, name: str) -> NDArray[np.int32]:  # (H, W)
         """Segment ids, R + 256 G + 65536 B; 0 is void.
@@ -58,7 +61,7 @@ def open_maps(
     """
     stem = document.with_suffix("")
     if not names:
-        return Maps(stem, _nothing)
+        return Maps(stem, _nothing, lambda _: False)
     named = [stem, stem.with_name(stem.name + ".zip")] if place is None else [place]
     for candidate in named:
         maps = _maps_at(candidate, names[0])
@@ -90,7 +93,7 @@ def _in_folder(place: Path, name: str) -> Maps | None:
     if not found:
         return None
     root = found[0]
-    return Maps(root, lambda name: (root / name).read_bytes())
+    return Maps(root, lambda name: (root / name).read_bytes(), lambda n: (root / n).is_file())
 
 
 def _in_zip(place: Path, name: str) -> Maps | None:
@@ -101,7 +104,9 @@ def _in_zip(place: Path, name: str) -> Maps | None:
     if not found:
         return None
     root = PurePosixPath(*found[0].parts[: -len(PurePosixPath(name).parts)])
-    return Maps(place, lambda name: archive.read(members[root / name]))
+    return Maps(
+        place, lambda name: archive.read(members[root / name]), lambda n: root / n in members
+    )
 
 
 def _ends(path: PurePosixPath, name: str) -> bool:

@@ -15,11 +15,12 @@ from saccade_client.masks import read_mask
 from saccade_client.pictures import upright_of
 from saccade_client.results import Classification, Detections, Segmentation
 from service.evaluate import average_precision
-from service.evaluate.comparison import Difference, rule_of, shown_from, verdict
+from service.evaluate.comparison import Difference, names_of, rule_of, shown_from, verdict
 from service.evaluate.datasets import Dataset
-from service.evaluate.report import Document, answerer
+from service.evaluate.report import Document
 from service.evaluate.running import Evaluated, Run
-from service.evaluate.scorers import read_classes, segments_of
+from service.evaluate.scorers import segments_of
+from service.evaluate.semantic import read_classes
 from service.predict.journal import REFUSED
 from service.predict.sources import Source
 
@@ -44,7 +45,7 @@ def to_html(
     document: Document, first: Evaluated, second: Evaluated, found: Sequence[Difference]
 ) -> str:
     """Truth and both answers of the pictures that differ most, side by side."""
-    names = [answerer(one.document) for one in (first, second)]
+    names = names_of(first.document, second.document)
     title = f"{names[0]} and {names[1]} on {first.run.data}"
     wanted = {one.name: one for one in found[:MOST]}
     sources = {source.name: source for source in first.run.dataset.sources}
@@ -64,7 +65,7 @@ def to_html(
         '<meta name="viewport" content="width=device-width">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n<p>{escape(verdict(document).replace('*', ''))}</p>\n"
-        f"<p>A picture differs where {escape(rule_of(first))}. Here are {len(wanted)} of "
+        f"<p>A picture differs where {escape(rule_of(first, second))}. Here are {len(wanted)} of "
         f"{len(found)}{more}.</p>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
     )
 
@@ -135,7 +136,7 @@ def _truth(run: Run, name: str, picture: Image.Image) -> tuple[Image.Image, str]
         ids, kinds = dataset.maps.read(truth["file_name"]), segments_of(truth)
         regions = [(ids == one.id, names[one.category_id], one.category_id) for one in kinds]
     else:
-        ids = read_classes(truth)
+        ids = read_classes(truth, len(names))
         present = [int(kind) for kind in np.unique(ids) if kind in names]
         regions = [(ids == kind, names[kind], kind) for kind in present]
     if ids.shape != size:
@@ -152,10 +153,14 @@ def _true_objects(
 ) -> Image.Image:
     rows = [row for row in dataset.document["annotations"] if row["image_id"] == truth["id"]]
     height, width = truth["height"], truth["width"]
+
+    def name_of(row: dict[str, Any]) -> str:
+        return names.get(row["category_id"], str(row["category_id"]))
+
     if masks and (width, height) == picture.size and all(row.get("segmentation") for row in rows):
         encoded = (average_precision.encode(row["segmentation"], height, width) for row in rows)
         drawn = (
-            (read_mask(mask, height, width), names[row["category_id"]], row["category_id"])
+            (read_mask(mask, height, width), name_of(row), row["category_id"])
             for mask, row in zip(encoded, rows, strict=True)
         )
         return drawing.draw_masks(picture, drawn)
@@ -163,5 +168,5 @@ def _true_objects(
     for row in rows:
         left, top, across, down = row["bbox"]
         box = (left, top, left + across, top + down)
-        boxes.append((box, names[row["category_id"]], row["category_id"]))
+        boxes.append((box, name_of(row), row["category_id"]))
     return drawing.draw_boxes(picture, boxes)

@@ -34,6 +34,7 @@ class PanopticQuality:
         self.categories = list(categories)
         self.pictures: list[Counts] = []
         self._rows = {category.id: row for row, category in enumerate(categories)}
+        self._total = np.zeros((len(self.categories), 4))
 
     def add(
         self,
@@ -55,6 +56,7 @@ class PanopticQuality:
         for segment in matches.invented():
             counts[self._rows[segment.category_id], INVENTED] += 1
         self.pictures.append(counts)
+        self._total += counts
 
     def figures(self) -> dict[str, float]:
         """PQ, SQ and RQ in 0..1 of all classes, and of things (th) and stuff (st) where known."""
@@ -62,7 +64,7 @@ class PanopticQuality:
 
     def total(self) -> Counts:
         """Counts of all pictures together (K, 4)."""
-        return np.sum(self.pictures, axis=0) if self.pictures else np.zeros((len(self._rows), 4))
+        return self._total.copy()
 
     def summarize(self, counts: Counts) -> dict[str, NDArray[np.float64]]:
         """The figures of counts (..., K, 4), each (...)."""

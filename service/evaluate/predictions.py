@@ -1,7 +1,6 @@
 """Predictions that other systems have written in COCO's formats."""
 
 import json
-import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +11,22 @@ import numpy as np
 
 from service.errors import BadSettings
 from service.evaluate import average_precision
+from service.evaluate.annotations import (
+    annotation_file,
+    check_classes,
+    check_panoptic,
+    encoded_mask,
+    is_box,
+    is_id,
+    is_number,
+    read_instances,
+    read_json,
+    read_panoptic,
+    with_run_lengths,
+    without_mask,
+)
 from service.evaluate.average_precision import Kind, Row
 from service.evaluate.categories import Category
-from service.evaluate.datasets import annotation_file, coco_categories, read_json
 from service.evaluate.maps import open_maps
 from service.evaluate.panoptic import PanopticQuality, Segment, run_starts
 from service.evaluate.scorers import FoundScores, PanopticScores, Scores, segments_of
@@ -41,18 +53,20 @@ def score_boxes_and_masks(predictions: Path, truth: Path, kind: Kind | None = No
     Raises:
         BadSettings: a file is not in its format, or the two do not belong together.
     """
-    file, document, categories = _read_truth(truth, "instances_")
+    file, _, _ = annotation_file(truth, "instances_")
+    document, categories = read_instances(file)
     rows = _rows_of(predictions)
     images = {row["id"]: row for row in document["images"]}
     remarks = _check_rows(predictions, rows, images, {one.id for one in categories}, file)
     kinds = _kinds_of(predictions, rows, document, kind)
     if "segm" in kinds:
-        rows = [_with_run_lengths(predictions, number, row, images) for number, row in _each(rows)]
-        if lacking := sum(not row.get("segmentation") for row in document["annotations"]):
+        if lacking := without_mask(document):
             raise BadSettings(
                 f"{lacking} annotations of {file} have no mask to compare with; "
                 "--iou-type bbox scores the boxes"
             )
+        document = with_run_lengths(file, document)
+        rows = [_with_run_lengths(predictions, number, row, images) for number, row in _each(rows)]
     indexed = average_precision.load_truth(document)
     counted = {name: average_precision.measure(indexed, rows, name) for name in kinds}
     return Predicted(FoundScores(counted), categories, len(images), remarks)
@@ -68,11 +82,9 @@ def score_panoptic(
     Raises:
         BadSettings: a file is not in its format, or the two do not belong together.
     """
-    file, document, categories = _read_truth(truth, "panoptic_")
-    known = {one.id for one in categories}
-    wanted = [_checked(file, number, row) for number, row in _each(document["annotations"])]
-    for row in wanted:
-        _check_classes(file, row, known)
+    file, _, _ = annotation_file(truth, "panoptic_")
+    document, categories = read_panoptic(file)
+    known, wanted = {one.id for one in categories}, document["annotations"]
     found = {row["image_id"]: row for row in _annotations_of(predictions)}
     missing = [row for row in wanted if row["image_id"] not in found]
     if wanted and len(missing) == len(wanted):
@@ -102,16 +114,6 @@ def score_panoptic(
     return Predicted(PanopticScores(quality), categories, len(wanted), remarks)
 
 
-def _read_truth(path: Path, prefix: str) -> tuple[Path, Row, list[Category]]:
-    file, _, _ = annotation_file(path, prefix)
-    document = read_json(file)
-    if not isinstance(document, dict):
-        raise BadSettings(
-            f"{file} is no COCO annotation file: it needs images, annotations and categories"
-        )
-    return file, document, coco_categories(document, file)
-
-
 def _rows_of(path: Path) -> list[Row]:
     """The rows of a results file: a list, or a list under one of the usual names."""
     document = read_json(path)
@@ -127,7 +129,9 @@ def _rows_of(path: Path) -> list[Row]:
 
 def _annotations_of(path: Path) -> list[Row]:
     rows = _zipped(path) if zipfile.is_zipfile(path) else _rows_of(path)
-    return [_checked(path, number, row) for number, row in _each(rows)]
+    for number, row in _each(rows):
+        check_panoptic(path, number, row)
+    return rows
 
 
 def _zipped(path: Path) -> list[Row]:
@@ -137,7 +141,7 @@ def _zipped(path: Path) -> list[Row]:
         if len(names) != 1:
             raise BadSettings(f"{path} must hold one JSON file; found {', '.join(names) or 'none'}")
         try:
-            rows: list[Row] = json.loads(archive.read(names[0]))["annotations"]
+            rows: list[Row] = list(json.loads(archive.read(names[0]))["annotations"])
         except (ValueError, KeyError, TypeError):
             raise BadSettings(f"{names[0]} in {path} has no list of annotations") from None
     return rows
@@ -147,18 +151,6 @@ def _each(rows: list[Row]) -> Iterator[tuple[int, Row]]:
     return enumerate(rows, 1)
 
 
-def _checked(path: Path, number: int, row: Row) -> Row:
-    """A picture in COCO's panoptic format."""
-    try:
-        _ = row["image_id"], [(one["id"], one["category_id"]) for one in row["segments_info"]]
-    except (KeyError, TypeError):
-        raise BadSettings(
-            f"annotation {number} of {path} is not in COCO's panoptic format: it needs image_id, "
-            "file_name, and segments_info with id and category_id"
-        ) from None
-    return row
-
-
 def _check_rows(
     path: Path, rows: list[Row], images: dict[Any, Row], known: set[Any], truth: Path
 ) -> list[str]:
@@ -166,17 +158,22 @@ def _check_rows(
     for number, row in _each(rows):
         if missing := [name for name in ("image_id", "category_id") if name not in row]:
             raise BadSettings(f"row {number} of {path} has no {missing[0]}")
-        if row["image_id"] not in images:
+        if not is_id(row["category_id"]):
+            raise BadSettings(
+                f"row {number} of {path} has the category_id {row['category_id']!r}; it takes one "
+                "of the annotation file"
+            )
+        if not is_id(row["image_id"]) or row["image_id"] not in images:
             raise BadSettings(
                 f"row {number} of {path} is about the picture {row['image_id']!r}, which {truth} "
                 f"does not list; it lists {len(images)}, like {next(iter(images), 'none')!r}"
             )
-        if not _is_number(row.get("score")):
+        if not is_number(row.get("score")):
             raise BadSettings(
                 f"row {number} of {path} has the score {row.get('score')!r}; every row needs a "
                 "number, for rows are ranked by it"
             )
-        if "bbox" in row and not _is_box(row["bbox"]):
+        if "bbox" in row and not is_box(row["bbox"]):
             raise BadSettings(
                 f"row {number} of {path} has the bbox {row['bbox']!r}; it takes four numbers: x, "
                 "y, width, height"
@@ -192,20 +189,11 @@ def _check_rows(
     return [f"{remark}; they do not count"] if lost else []
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
-
-
 def _kinds_of(path: Path, rows: list[Row], truth: Row, wish: Kind | None) -> list[Kind]:
     """What every row has, the wanted one first."""
     members: dict[Kind, str] = {"segm": "segmentation", "bbox": "bbox"}
     if not rows:  # nothing was found, of whatever kind
-        has_masks = all(row.get("segmentation") for row in truth["annotations"])
-        return [wish] if wish else ["segm", "bbox"] if has_masks else ["bbox"]
+        return [wish] if wish else ["bbox"] if without_mask(truth) else ["segm", "bbox"]
     there = [kind for kind, name in members.items() if all(row.get(name) for row in rows)]
     if wish is not None and wish not in there:
         raise BadSettings(f"--iou-type {wish}: not every row of {path} has a {members[wish]}")
@@ -218,11 +206,7 @@ def _kinds_of(path: Path, rows: list[Row], truth: Row, wish: Kind | None) -> lis
 
 
 def _with_run_lengths(path: Path, number: int, row: Row, images: dict[Any, Row]) -> Row:
-    image = images[row["image_id"]]
-    try:
-        encoded = average_precision.encode(row["segmentation"], image["height"], image["width"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadSettings(f"row {number} of {path} has an unusable mask: {error}") from None
+    encoded = encoded_mask(f"row {number} of {path}", row, images[row["image_id"]])
     return row | {"segmentation": encoded}
 
 
@@ -243,16 +227,7 @@ def _check_segments(
         raise BadSettings(f"{what}: its PNG has the segment {unlisted[0]}, its JSON has not")
     if undrawn := sorted(listed - seen):
         raise BadSettings(f"{what}: its JSON has the segment {undrawn[0]}, its PNG has not")
-    _check_classes(path, row, known)
-
-
-def _check_classes(path: Path, row: Row, known: set[int]) -> None:
-    for one in row["segments_info"]:
-        if one["category_id"] not in known:
-            raise BadSettings(
-                f"picture {row['image_id']} of {path}: there is no class with the id "
-                f"{one['category_id']!r} among the categories of the truth"
-            )
+    check_classes(path, row, known)
 
 
 def _other_size(name: str, found: Any, truth: Any) -> str:

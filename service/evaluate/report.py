@@ -15,7 +15,8 @@ _PLAIN = ("found", "invented", "missed")
 
 
 def describe_scores(scores: Scores, categories: Sequence[Category], draws: Draws) -> Document:
-    """Figures in 0..1, their intervals of 95 % from ``draws``, and those of every class by its id.
+    """Figures in 0..1, their intervals of 95 % from ``draws`` where they have them, and those of
+    every class by its id.
 
     Of boxes and masks each kind has a member of its own; the first one's figures are at the top as
     well. -1 stands where there is nothing to find.
@@ -23,7 +24,9 @@ def describe_scores(scores: Scores, categories: Sequence[Category], draws: Draws
     kind = scores.headline.rpartition(" ")[0]
     names = {category.id: category.name for category in categories}
     figures = scores.figures()
-    intervals = {name: list(interval(draws[name], figures[name])) for name in draws}
+    intervals = {
+        name: list(bounds) for name in draws if (bounds := interval(draws[name], figures[name]))
+    }
     return {
         **nested(figures, kind),
         "intervals": nested(intervals, kind),
@@ -71,7 +74,7 @@ def to_markdown(document: Document) -> str:
     """One evaluation as a page."""
     parts = [f"# {title_of(document)}", about(document), figure_table(document)]
     if "speed" in document:
-        parts += ["## Speed", speed_table({"": document["speed"]})]
+        parts += ["## Speed", speed_table([("", document["speed"])])]
     return "\n\n".join([*parts, "## Classes", class_table(document)]) + "\n"
 
 
@@ -112,18 +115,19 @@ def figure_table(document: Document) -> str:
     return table(("figure", "%", "95 % interval"), rows)
 
 
-def speed_table(speeds: dict[str, Document]) -> str:
+def speed_table(speeds: Sequence[tuple[str, Document]]) -> str:
     """Milliseconds a picture by stage, and pictures a second, a column for each name."""
-    stages = list(dict.fromkeys(stage for one in speeds.values() for stage in one["stages_s"]))
-    names = [name or "ms" for name in speeds]
+    columns = [one for _, one in speeds]
+    stages = list(dict.fromkeys(stage for one in columns for stage in one["stages_s"]))
+    names = [name or "ms" for name, _ in speeds]
     rows = [
-        (stage, *(_milliseconds(one["stages_s"].get(stage)) for one in speeds.values()))
-        for stage in stages
+        (stage, *(_milliseconds(one["stages_s"].get(stage)) for one in columns)) for stage in stages
     ]
     for name in ("mean", "p50", "p95"):
-        seen = (_milliseconds(one["latency_s"].get(name)) for one in speeds.values())
+        seen = (_milliseconds(one["latency_s"].get(name)) for one in columns)
         rows.append((f"request, {name}", *seen))
-    rate = (f"{one['images_per_s']:.1f}" for one in speeds.values())
+    rows.append(("under way at a time", *(str(one["concurrency"]) for one in columns)))
+    rate = (f"{one['images_per_s']:.1f}" for one in columns)
     return table(("mean ms of a stage", *names), [*rows, ("pictures/s", *rate)])
 
 

@@ -1,22 +1,21 @@
 """What turns answers of the HTTP interface into scores, for each kind of data."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from saccade_client.masks import read_id_map
 from saccade_client.results import Detections, Segmentation
 from service.evaluate import average_precision
+from service.evaluate.annotations import without_mask
 from service.evaluate.average_precision import AveragePrecision
 from service.evaluate.bootstrap import RESAMPLES, Figures, Weights
 from service.evaluate.categories import Matching
 from service.evaluate.datasets import Dataset
 from service.evaluate.panoptic import PanopticQuality, Segment
-from service.evaluate.semantic import VOID, MeanIou
+from service.evaluate.semantic import VOID, MeanIou, read_classes
 
 Answer = dict[str, Any]
 Measure = Callable[[Weights], Figures]
@@ -58,8 +57,8 @@ def scorer_of(dataset: Dataset, matching: Matching, task: str) -> Scorer:
     if dataset.kind in ("imagenet", "folder"):
         return Classified(dataset, matching)
     if dataset.kind == "coco":
-        have_masks = all(row.get("segmentation") for row in dataset.document["annotations"])
-        return Found(dataset, matching, masks=task == "segment" and have_masks)
+        masks = task == "segment" and not without_mask(dataset.document)
+        return Found(dataset, matching, masks)
     if dataset.kind == "coco-panoptic":
         return Panoptic(dataset, matching)
     return Semantic(dataset, matching)
@@ -76,16 +75,18 @@ class Classified:
         self._kinds = [category.id for category in dataset.categories]
         self._hits: list[tuple[bool, bool]] = []
         self._true: list[int] = []
+        self._right = 0
 
     def add(self, name: str, answer: Answer | None) -> None:
         rows = answer["predictions"][:5] if answer else []
         said = [self._category_ids.get(row["label_id"]) for row in rows]
         true = self._truth[name]
         self._hits.append((true in said[:1], true in said))
+        self._right += true in said[:1]
         self._true.append(true)
 
     def running(self) -> float | None:
-        return sum(first for first, _ in self._hits) / max(len(self._hits), 1)
+        return self._right / max(len(self._hits), 1)
 
     def figures(self) -> Figures:
         return self.measure()(np.ones(len(self._hits)))
@@ -249,7 +250,7 @@ class Semantic:
         self._rows = {label: rows[kind] for label, kind in matching.category_ids.items()}
 
     def add(self, name: str, answer: Answer | None) -> None:
-        truth = read_classes(self._maps[name])
+        truth = read_classes(self._maps[name], len(self._kinds))
         found = np.full(truth.shape, VOID)
         if answer is not None:
             _compare_size(answer, truth.shape)
@@ -279,12 +280,6 @@ def segments_of(annotation: dict[str, Any]) -> list[Segment]:
         Segment(one["id"], one["category_id"], bool(one.get("iscrowd", 0)))
         for one in annotation["segments_info"]
     ]
-
-
-def read_classes(path: Path) -> NDArray[np.int64]:  # (H, W)
-    """Class indices of a map that counts them from 1 on."""
-    with Image.open(path) as image:
-        return np.asarray(image, dtype=np.int64) - 1
 
 
 def _tops(shares: NDArray[np.float64]) -> Figures:

@@ -1,5 +1,6 @@
 """``saccade evaluate``: this machine and a server, gone on with, side by side, on scenes."""
 
+import io
 import json
 import re
 import shutil
@@ -10,8 +11,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from export.demo.datasets import write_datasets
@@ -19,6 +22,10 @@ from service.cli import app
 from service.errors import BadSettings, ServiceError, StartError
 from service.evaluate.categories import Category, match_labels
 from service.evaluate.datasets import open_dataset
+from service.evaluate.running import _speed
+from service.evaluate.scorers import Scorer
+from service.evaluate.semantic import MeanIou
+from service.predict.command import answer_to
 from tests.conftest import SACCADE, Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -44,8 +51,8 @@ def evaluate(*arguments: str | Path) -> tuple[Row, str]:
 
 
 def scores_of(document: Row) -> Row:
-    """All but how fast it was, and who asked."""
-    return {name: value for name, value in document.items() if name != "speed"}
+    """All but how fast it was, and by whom it was answered."""
+    return {name: value for name, value in document.items() if name not in ("speed", "by")}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +107,9 @@ def test_a_refused_picture_counts_as_wrong_and_is_named(scenes: Path, tmp_path: 
     after, _ = evaluate("vit-scenes", "--data", f"folder:{folder}")
     assert after["refused"] == 1
     assert broken.name in after["remarks"][0]
+    (refusal,) = after["refusals"]
+    assert Path(refusal["file"]).name == broken.name
+    assert after["speed"]["pictures"] == COUNT - 1  # a refusal is no answer, and is quick
     assert after["top-5"] == pytest.approx(before["top-5"] - 1 / COUNT)
 
 
@@ -112,6 +122,7 @@ def test_a_picture_of_another_size_than_its_truth_counts_as_nothing_found(
     found, _ = evaluate("mask2former-scenes", "--data", f"coco-panoptic:{folder}")
     assert found["refused"] == 1
     assert "the picture is 50x50, its truth" in found["remarks"][0]
+    assert found["refusals"][0]["file"] == "000000000000.jpg"
 
 
 def test_a_run_goes_on_where_another_was_killed(tmp_path: Path) -> None:
@@ -160,6 +171,71 @@ def test_answers_of_another_precision_are_not_mixed_in(scenes: Path, tmp_path: P
     assert found["model"]["precision"] == "fp32"
 
 
+def test_a_model_that_changed_adds_nothing_to_the_answers_of_the_old(
+    scenes: Path, tmp_path: Path
+) -> None:
+    asked = ("vit-scenes", "--data", f"folder:{scenes}/by-class", "--out", tmp_path)
+    CliRunner().invoke(app, ["evaluate", *map(str, asked), "--limit", "2"])
+    journal = tmp_path / "evaluation.jsonl"
+    journal.write_text(journal.read_text().replace('"version":"1"', '"version":"0"'))
+    before = journal.read_bytes()
+    with pytest.raises(StartError, match=r"holds answers of vit-scenes 0 .*, and now vit-scenes 1"):
+        evaluate(*asked, "--limit", "4")
+    assert journal.read_bytes() == before
+
+
+def test_what_this_machine_would_do_is_no_option_beside_a_server(scenes: Path) -> None:
+    asked = ("vit-scenes", "--data", f"folder:{scenes}/by-class")
+    url = ("--url", "http://127.0.0.1:9")
+    for flag, value in (("--precision", "fp32"), ("--runtime", "openvino"), ("--device", "cpu")):
+        with pytest.raises(BadSettings, match=f"{flag} says how this machine answers, and --url"):
+            evaluate(*asked, *url, flag, value)
+    for against in ("precision=fp32", "swin-scenes,runtime=openvino"):
+        with pytest.raises(BadSettings, match="says how this machine answers, and http://127"):
+            evaluate(*asked, *url, "--against", against)
+    with pytest.raises(BadSettings, match="device says how this machine answers, and http://b"):
+        evaluate(*asked, "--against", "url=http://b,device=cpu")
+
+
+def test_options_without_which_nothing_could_be_scored_are_refused(scenes: Path) -> None:
+    for model, data, option, need in (
+        ("vit-scenes", "folder:{}/by-class", "top_k=1", "top_k=5"),
+        ("mask2former-scenes", "coco:{}", "mode=semantic", "mode=instance"),
+        ("mask2former-scenes", "coco:{}", "mask_format=polygon", "mask_format=rle"),
+        ("mask2former-scenes", "coco-panoptic:{}", "segment_map=false", "segment_map=true"),
+        ("mask2former-scenes", "ade20k:{}/ade20k", "mode=panoptic", "mode=semantic"),
+    ):
+        with pytest.raises(BadSettings, match=f"--option {option}: .* is scored with {need}"):
+            evaluate(model, "--data", data.format(scenes), "--option", option)
+    with pytest.raises(BadSettings, match="write the model's name itself"):
+        evaluate("vit-scenes", "--data", f"folder:{scenes}/by-class", "--option", "model=x")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--maps", "{}"), "--maps is about --from-predictions"),
+        (("--iou-type", "bbox"), "--iou-type is about --from-predictions"),
+        (("--truth-maps", "{}"), "--truth-maps is for coco-panoptic data"),
+        (("--from-predictions", "{}", "--limit", "2"), "--limit is about asking a model"),
+        (("--from-predictions", "{}", "--match", "id"), "--match is about asking"),
+        (("--from-predictions", "{}", "--task", "detect"), "--task is about asking"),
+        (("--from-predictions", "{}", "--option", "a=b"), "--option is about asking"),
+        (("--from-predictions", "{}", "--url", "http://a"), "--url is about asking"),
+        (("--from-predictions", "{}", "--precision", "fp32"), "--precision is about asking"),
+        (("--from-predictions", "{}", "--concurrency", "2"), "--concurrency is about asking"),
+        (("--from-predictions", "{}", "--overwrite"), "--overwrite is about asking"),
+        (("--from-predictions", "{}", "--maps", "{}"), "--maps and --truth-maps are for coco-pan"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    scenes: Path, options: tuple[str, ...], sentence: str
+) -> None:
+    given = (one.format(scenes) for one in options)
+    with pytest.raises(BadSettings, match=sentence):
+        evaluate("--data", f"coco:{scenes}", *given)
+
+
 class Links(HTMLParser):
     """Everything that a page would load, and its elements."""
 
@@ -194,6 +270,45 @@ def test_two_precisions_are_compared_in_one_command(scenes: Path, tmp_path: Path
         result.stdout,
     )
     assert (tmp_path / "evaluation.md").read_text() == result.stdout
+
+
+def test_a_detector_and_a_segmenter_are_compared_by_their_boxes(
+    scenes: Path, tmp_path: Path
+) -> None:
+    for first, second in (("detr", "mask2former"), ("mask2former", "detr")):
+        asked = ["evaluate", f"{first}-scenes", "--data", f"coco:{scenes}", "--limit", "2"]
+        asked += ["--against", f"{second}-scenes", "--out", str(tmp_path / first)]
+        result = CliRunner().invoke(app, asked)
+        assert result.exception is None
+        found = json.loads((tmp_path / first / "evaluation.json").read_text())
+        assert len(found["differences"]) == 12
+        assert all(name.startswith("box ") for name in found["differences"])
+        assert found["differences"]["box AP"]["difference"] == pytest.approx(
+            found["second"]["bbox"]["AP"] - found["first"]["bbox"]["AP"]
+        )
+        # They see the same things, so that most boxes have a partner.
+        assert all(one["amount"] < 1 for one in found["differing"]["files"])
+
+
+def test_two_who_are_called_alike_have_a_column_each(
+    demo_server: Server, scenes: Path, tmp_path: Path
+) -> None:
+    data = ("--data", f"folder:{scenes}/by-class", "--limit", "2")
+    address = demo_server.url.replace("127.0.0.1", "localhost")
+    other = ("--url", demo_server.url, "--against", f"url={address}")
+    found, said = evaluate("vit-scenes", *data, *other)
+    assert (found["first"]["by"], found["second"]["by"]) == (
+        {"url": demo_server.url},
+        {"url": address},
+    )
+    (heads,) = (line for line in said.splitlines() if line.startswith("| mean ms of a stage"))
+    assert f"at {demo_server.url} |" in heads
+    assert f"at {address} |" in heads
+    (rate,) = (line for line in said.splitlines() if line.startswith("| pictures/s"))
+    assert rate.count("|") == heads.count("|") == 4
+    found, said = evaluate("vit-scenes", *data, "--against", "vit-scenes")
+    assert ", first | vit-scenes" in said
+    assert found["first"]["by"]["repository"]
 
 
 def test_the_page_shows_what_two_models_differ_on_and_loads_nothing(
@@ -350,9 +465,158 @@ def test_an_unfinished_run_says_where_its_answers_are(
 ) -> None:
     from saccade_client import Unreachable
 
-    async def fail(*_: object) -> None:
-        raise Unreachable("no answer from the server")
+    left = 0
 
-    monkeypatch.setattr("service.evaluate.running.answer_to", fail)
+    async def answer(*arguments: Any) -> Row:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Unreachable("no answer from the server")
+        return await answer_to(*arguments)
+
+    monkeypatch.setattr("service.evaluate.running.answer_to", answer)
+    asked = ("vit-scenes", "--data", f"folder:{scenes}/by-class", "--out", tmp_path)
+    with pytest.raises(StartError, match=r"no answer from the server$"):  # and there are none
+        evaluate(*asked)
+    left = 1
     with pytest.raises(StartError, match=r"no answer from the server; answers so far are kept in"):
-        evaluate("vit-scenes", "--data", f"folder:{scenes}/by-class", "--out", tmp_path)
+        evaluate(*asked)
+
+
+# Truth that is wrong, which shows before anything is asked.
+
+
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("a model is opened")
+
+    monkeypatch.setattr("service.evaluate.running.client_of", fail)
+
+
+def test_maps_of_panoptic_truth_may_lie_elsewhere(scenes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(scenes, folder)
+    asked = ("mask2former-scenes", "--data", f"coco-panoptic:{folder}", "--limit", "1")
+    before, _ = evaluate(*asked)
+    maps = (folder / "annotations" / "panoptic_val").rename(tmp_path / "maps")
+    with pytest.raises(BadSettings, match=r"--truth-maps \(those of the data\)"):
+        evaluate(*asked)
+    after, _ = evaluate(*asked, "--truth-maps", maps)
+    assert after["PQ"] == before["PQ"]
+
+
+@pytest.mark.usefixtures("unasked")
+def test_panoptic_truth_that_cannot_be_is_refused_before_anything_is_asked(
+    scenes: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(scenes, folder)
+    asked = ("mask2former-scenes", "--data", f"coco-panoptic:{folder}")
+    (folder / "annotations" / "panoptic_val" / "000000000002.png").unlink()
+    with pytest.raises(BadSettings, match=r"lacks 1 of 4 maps of the data, like 000000000002\.png"):
+        evaluate(*asked)
+    file = folder / "annotations" / "panoptic_val.json"
+    document = json.loads(file.read_text())
+    document["annotations"][0]["segments_info"][0]["category_id"] = 77
+    file.write_text(json.dumps(document))
+    with pytest.raises(BadSettings, match="there is no class with the id 77"):
+        evaluate(*asked)
+
+
+@pytest.mark.usefixtures("unasked")
+def test_semantic_truth_that_cannot_be_is_refused_before_anything_is_asked(
+    scenes: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ade20k"
+    shutil.copytree(scenes / "ade20k", folder)
+    asked = ("mask2former-scenes", "--data", f"ade20k:{folder}")
+    truth = folder / "annotations" / "validation" / "000000000001.png"
+    Image.new("L", (8, 8), 200).save(truth)
+    with pytest.raises(BadSettings, match=r"000000000001\.png has the class 200, and the data has"):
+        evaluate(*asked)
+    Image.new("RGB", (8, 8)).save(truth)
+    with pytest.raises(BadSettings, match="is a picture in colour"):
+        evaluate(*asked)
+    truth.write_bytes(b"no")
+    with pytest.raises(BadSettings, match=r"cannot read the map .*000000000001\.png"):
+        evaluate(*asked)
+    truth.unlink()
+    with pytest.raises(BadSettings, match=r"cannot read the map .*000000000001\.png: No such file"):
+        evaluate(*asked)
+
+
+def test_what_is_ignored_in_semantic_truth_does_not_count(scenes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ade20k"
+    shutil.copytree(scenes / "ade20k", folder)
+    asked = ("mask2former-scenes", "--data", f"ade20k:{folder}", "--limit", "1")
+    found = []
+    for value in (0, 255):
+        for file in (folder / "annotations" / "validation").iterdir():
+            with Image.open(scenes / "ade20k" / "annotations" / "validation" / file.name) as png:
+                pixels = np.array(png)
+            pixels[: len(pixels) // 2] = value
+            Image.fromarray(pixels).save(file)
+        found.append(evaluate(*asked)[0])
+    assert scores_of(found[0]) == scores_of(found[1])
+    (folder / "objectInfo150.txt").unlink()  # then there are all 150, whatever the model knows
+    bare, _ = evaluate(*asked)
+    assert (bare["mIoU"], len(bare["per_class"])) == (found[0]["mIoU"], 150)
+
+
+def test_annotations_without_a_mask_are_told_of(scenes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(scenes, folder)
+    file = folder / "annotations" / "instances_val.json"
+    document = json.loads(file.read_text())
+    del document["annotations"][0]["segmentation"]
+    file.write_text(json.dumps(document))
+    found, said = evaluate("mask2former-scenes", "--data", f"coco:{folder}", "--limit", "1")
+    assert "segm" not in found
+    assert re.search(r"1 of \d+ annotations have no mask, so that boxes alone are scored", said)
+
+
+# How fast it was, and the score so far.
+
+
+def test_speed_is_that_of_answers_while_any_was_under_way() -> None:
+    def row(asked_at: float, seconds: float, concurrency: int) -> Row:
+        timing = {"server_timing": "infer;dur=5"}
+        return {"asked_at": asked_at, "seconds": seconds, "concurrency": concurrency} | timing
+
+    alone = [row(100, 0.5, 1), row(101, 0.5, 1)]  # a second in all, whatever lies between
+    assert _speed(1, alone)["images_per_s"] == 2
+    together = [row(200, 0.5, 4), row(200, 1.0, 4), row(200.5, 0.5, 4), row(900, 1.0, 4)]
+    found = _speed(1, [*alone, *together])  # of another run, and more
+    assert (found["concurrency"], found["pictures"], found["images_per_s"]) == (4, 4, 2)
+    assert found["latency_s"]["mean"] == 0.75
+    assert _speed(1, [])["images_per_s"] == 0
+
+
+def test_the_score_so_far_holds_what_an_earlier_run_has_answered(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["evaluate", "vit-scenes", "--data", f"folder:{scenes}/by-class"]
+    asked += ["--out", str(tmp_path)]
+    assert CliRunner().invoke(app, [*asked, "--limit", "3"]).exception is None
+    journal = tmp_path / "evaluation.jsonl"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    for row in rows:  # as if nothing had been seen in them
+        row["predictions"] = []
+    journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown: list[Scorer] = []
+    monkeypatch.setattr("service.evaluate.running._so_far", shown.append)
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr("service.evaluate.command.Console", lambda **_: terminal)
+    assert CliRunner().invoke(app, asked).exception is None
+    (scorer,) = shown  # of the one that was left
+    assert (scorer.running() or 0) <= 1 / COUNT
+
+
+def test_totals_are_kept_and_not_summed_anew() -> None:
+    counted = MeanIou(["sky", "sea"])
+    truth = np.array([[0, 1], [1, 1]])
+    for found in (truth, np.zeros_like(truth)):
+        counted.add(truth, found)
+    assert counted.total().tolist() == np.sum(counted.pictures, axis=0).tolist()
+    assert counted.figures()["mIoU"] == pytest.approx((2 / 5 + 3 / 6) / 2)

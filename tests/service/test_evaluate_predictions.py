@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from service.errors import BadSettings
-from service.evaluate.average_precision import compress, load_truth, measure
+from service.evaluate.average_precision import NAMES, compress, encode, load_truth, measure
 from service.evaluate.bootstrap import interval, resample
 from service.evaluate.panoptic import PanopticQuality, Segment
 from service.evaluate.predictions import score_boxes_and_masks, score_panoptic
@@ -163,6 +163,15 @@ def test_rows_of_unknown_classes_are_told_of(tmp_path: Path) -> None:
         ),
         ({"segmentation": {"size": [100, 200], "counts": [3]}}, "add up to 3"),
         ({"segmentation": "x"}, "neither a list of polygons nor run lengths"),
+        ({"segmentation": [[]]}, "of at least three points"),
+        ({"segmentation": [[1, 2]]}, "of at least three points"),
+        ({"segmentation": [1, 2, 3]}, "has an unusable mask"),
+        ({"segmentation": [["a"] * 6]}, "has an unusable mask: could not convert string"),
+        ({"segmentation": {"size": [100, 200], "counts": "52203"}}, "add up to 16, not to the pic"),
+        ({"segmentation": {"size": [100, 200], "counts": 5}}, "has an unusable mask"),
+        ({"segmentation": {"size": [100, 200], "counts": "\u00e9"}}, "has an unusable mask"),
+        ({"image_id": [7]}, r"is about the picture \[7\]"),
+        ({"category_id": [1]}, r"has the category_id \[1\]"),
     ],
 )
 def test_a_row_that_cannot_be_is_named(tmp_path: Path, change: Row, sentence: str) -> None:
@@ -191,6 +200,57 @@ def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
         del row["segmentation"]
     with pytest.raises(BadSettings, match=r"4 annotations of .* have no mask"):
         score_boxes_and_masks(good, write(tmp_path / "boxes.json", truth), "segm")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"image_id": [7]}, r"annotation 2 of .* is about the picture \[7\]"),
+        ({"image_id": 9}, "annotation 2 of .* is about the picture 9, which its images do not"),
+        ({"category_id": None, "segments_info": []}, "is in COCO's panoptic format; say coco-pan"),
+        ({"bbox": [1, 2]}, r"annotation 2 of .* has the bbox \[1, 2\]"),
+        ({"segmentation": [[]]}, "annotation 2 of .* has an unusable mask: a polygon is a list"),
+        ({"segmentation": {"size": [100, 200], "counts": "52203"}}, "annotation 2 .* add up to 16"),
+    ],
+)
+def test_truth_that_cannot_be_is_named(tmp_path: Path, change: Row, sentence: str) -> None:
+    truth, rows = boxes()
+    truth["annotations"][1] |= change
+    with pytest.raises(BadSettings, match=sentence):
+        scored(tmp_path, truth, rows)
+
+
+def test_truth_that_lacks_something_is_named(tmp_path: Path) -> None:
+    truth, rows = boxes()
+    with pytest.raises(BadSettings, match="lists no picture"):
+        scored(tmp_path, truth | {"images": []}, rows)
+    with pytest.raises(BadSettings, match=r"picture 1 of .* has the id None"):
+        scored(tmp_path, truth | {"images": [{"file_name": "a.jpg"}]}, rows)
+    with pytest.raises(BadSettings, match="it needs images, annotations and categories"):
+        scored(tmp_path, truth | {"annotations": [3]}, rows)
+    bare = [{"id": row["id"]} for row in truth["images"]]
+    with pytest.raises(BadSettings, match="unusable mask: the picture 7 has no height and width"):
+        scored(tmp_path, truth | {"images": bare}, rows)
+    assert scored(tmp_path, truth | {"images": bare}, rows, "--iou-type", "bbox")["AP"] == 1
+    for row in truth["annotations"]:
+        del row["bbox"], row["segmentation"]
+    with pytest.raises(BadSettings, match=r"annotation 1 of .* and bbox or segmentation"):
+        scored(tmp_path, truth, rows)
+
+
+def test_truth_with_nothing_to_find_has_no_figures_and_no_intervals(tmp_path: Path) -> None:
+    truth, rows = boxes()
+    found = scored(tmp_path, truth | {"annotations": []}, rows, "--iou-type", "bbox")
+    assert (found["AP"], found["AR100"], found["intervals"]) == (-1, -1, {})
+
+
+def test_a_mask_may_have_polygons_too_short_to_cover_anything(tmp_path: Path) -> None:
+    truth, rows = boxes()
+    x, y, width, height = rows[0]["bbox"]
+    outline = [x, y, x + width, y, x + width, y + height, x, y + height]
+    for polygons in ([outline, [1, 2, 3, 4]], [[1, 2, 3, 4], outline]):
+        rows[0]["segmentation"] = truth["annotations"][0]["segmentation"] = polygons
+        assert scored(tmp_path, truth, rows)["segm"]["AP"] == 1
 
 
 @pytest.mark.parametrize(
@@ -382,11 +442,61 @@ def test_a_resample_of_every_picture_once_is_the_score_itself() -> None:
     truth, rows = boxes()
     rows[0]["category_id"], rows[3]["bbox"] = 2, [99, 20, 40, 40]
     counted = measure(load_truth(truth), rows, "bbox")
-    once = counted.resampled(np.ones(2))
-    for name in ("AP", "AP50", "AP75"):
-        assert once[name] == pytest.approx(counted.figures[name], abs=1e-12)
-    without = measure(load_truth(truth), rows, "bbox", image_ids=[7]).figures["AP"]
-    assert counted.resampled(np.array([1.0, 0.0]))["AP"] == pytest.approx(without, abs=1e-12)
+    without = measure(load_truth(truth), rows, "bbox", image_ids=[7])
+    for weights, other in (([1.0, 1.0], counted), ([1.0, 0.0], without)):
+        resampled = counted.resampled(np.array(weights))
+        assert list(resampled) == list(NAMES)
+        assert resampled == pytest.approx(
+            {n: np.nan if value == -1 else value for n, value in other.figures.items()},
+            abs=1e-12,
+            nan_ok=True,
+        )
+
+
+def test_every_one_of_the_twelve_is_resampled_as_pycocotools_counts_it() -> None:
+    rng = np.random.default_rng(0)
+    count, truth, rows = 12, boxes()[0], []
+    truth["images"] = [{"id": number, "height": 500, "width": 500} for number in range(count)]
+    truth["annotations"] = []
+    for number in range(count):
+        for _ in range(14):
+            side = float(rng.choice([20, 60, 200]))
+            box = [float(edge) for edge in (*rng.integers(0, 300, 2), side, side)]
+            row = {"image_id": number, "category_id": int(rng.integers(1, 3)), "bbox": box}
+            truth["annotations"].append(row | {"iscrowd": int(rng.random() < 0.1)})
+            moved = [box[0] + float(rng.integers(0, 9)), *box[1:]]
+            rows.append(row | {"bbox": moved, "score": float(rng.random())})
+    counted = measure(load_truth(truth), rows, "bbox")
+    few = [0, 3, 4, 9]
+    weights = np.isin(np.arange(count), few).astype(float)
+    without = measure(load_truth(truth), rows, "bbox", image_ids=few)
+    assert counted.resampled(np.ones(count)) == pytest.approx(counted.figures, abs=1e-12)
+    assert counted.resampled(weights) == pytest.approx(without.figures, abs=1e-12)
+    assert len({round(value, 6) for value in without.figures.values()}) > 8
+
+
+def test_a_draw_with_nothing_to_find_is_no_part_of_an_interval() -> None:
+    draws = np.array([np.nan, 0.5, 0.6, 0.7, np.nan])
+    low, high = interval(draws, 0.6) or (-1, -1)
+    assert 0.5 <= low <= high <= 0.7
+    assert interval(np.full(5, np.nan), -1) is None
+
+
+def test_every_figure_of_coco_has_an_interval(tmp_path: Path) -> None:
+    found = scored(tmp_path, *boxes())
+    there = {name for name in NAMES if found[name] >= 0}
+    assert found["intervals"].keys() - {"segm", "bbox"} == there
+    assert set(NAMES) - there == {"APs", "APl", "ARs", "ARl"}  # all are of medium size
+
+
+def test_whole_run_lengths_of_any_mask_are_told_from_cut_ones() -> None:
+    rng = np.random.default_rng(0)
+    for share in (0, 0.01, 0.5, 1):
+        for size in ((1, 1), (33, 57), (480, 640)):
+            packed = compress(rng.random(size) < share)
+            assert encode(packed, *size)["counts"] == packed["counts"].encode()
+            with pytest.raises(ValueError, match="counts add up to"):
+                encode(packed | {"counts": packed["counts"] + "1"}, *size)
 
 
 def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
@@ -395,7 +505,7 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     for _ in range(200):
         hits = (rng.random(300) < 0.7).astype(float)
         draws = resample(300, lambda w, hits=hits: {"top-1": w @ hits / w.sum()}, 200)  # type: ignore[misc]
-        low, high = interval(draws["top-1"], float(hits.mean()))
+        low, high = interval(draws["top-1"], float(hits.mean())) or (1, 0)
         held += low <= 0.7 <= high
     assert 180 <= held <= 199
 
