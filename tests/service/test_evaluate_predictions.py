@@ -427,12 +427,30 @@ def test_maps_that_contradict_their_json_are_named(tmp_path: Path) -> None:
     del segments[-1]["category_id"]
     refused("annotation 1 of .* is not in COCO's panoptic format")
     segments.pop()
+    document["annotations"][0]["image_id"] = [7]
+    refused("annotation 1 of .* is not in COCO's panoptic format")
+    document["annotations"][0]["image_id"] = 7
     Image.new("RGB", (9, 9)).save(tmp_path / "found" / "7.png")
     refused(r"7\.png is 9x9, its truth 90x60")
     Image.new("L", (90, 60)).save(tmp_path / "found" / "7.png")
     refused("is a PNG of mode L")
     (tmp_path / "found" / "7.png").write_bytes(b"no")
     refused(r"has no readable PNG called 7\.png")
+
+
+def test_panoptic_truth_that_cannot_be_is_named(tmp_path: Path) -> None:
+    panoptic(tmp_path, "found")
+    document = panoptic(tmp_path, "truth")
+
+    def refused(sentence: str, **change: Any) -> None:
+        write(tmp_path / "truth.json", document | change)
+        with pytest.raises(BadSettings, match=sentence):
+            quality(tmp_path)
+
+    refused("has no annotation to compare with", annotations=[])
+    refused("lists no picture", images=[])
+    refused("annotation 1 of .* is about the picture 7, which its", images=[{"id": 8}])
+    refused("there is no class with the id 2", categories=[CATEGORIES[0], CATEGORIES[2]])
 
 
 # How sure one can be.
