@@ -117,7 +117,7 @@ def to_markdown(document: Document) -> str:
         f"# {names[0]} and {names[1]} on {first['data']}",
         verdict(document),
         about(first),
-        *([about(second)] if second["remarks"] else []),
+        *([about(second)] if second["remarks"] or second["task"] != first["task"] else []),
         table(heads, rows),
         f"A picture differs where {differing['rule']}.",
         *([table(("differs most", "by"), shown)] if shown else []),
@@ -132,9 +132,7 @@ def names_of(first: Document, second: Document) -> tuple[str, str]:
     names = answerer(first), answerer(second)
     if names[0] != names[1]:
         return names
-    places = [
-        one["by"].get("url") or one["by"].get("repository") or "here" for one in (first, second)
-    ]
+    places = [one["by"].get("url") or one["by"]["repository"] for one in (first, second)]
     apart = [f"at {place}" for place in places]
     if places[0] == places[1]:
         apart = ["first", "second"]
@@ -154,11 +152,7 @@ def verdict(document: Document) -> str:
             f"**{name} {100 * row['difference']:+.2f} points** (95 % interval {low:+.2f} to "
             f"{high:+.2f}; {sure})"
         )
-    speed = (
-        ""
-        if ratio is None
-        else f"; the second answers **{ratio:.2f} times** as many pictures a second"
-    )
+    speed = f"; the second answers **{ratio:.2f} times** as many pictures a second" if ratio else ""
     return (
         f"{change}; the two differ on **{differing['share']:.1%}** of the pictures "
         f"({differing['pictures']} of {document['first']['pictures']}){speed}."

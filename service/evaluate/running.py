@@ -183,8 +183,8 @@ async def _hear(response: httpx.Response) -> None:
 
 def _running(run: Run) -> Scorer:
     """What scores one answer after another, and has heard those of earlier runs."""
-    scorer, wanted = scorer_of(run.dataset, run.matching, run.plan.task), set[str]()
-    wanted.update(source.name for source in run.dataset.sources)
+    scorer = scorer_of(run.dataset, run.matching, run.plan.task)
+    wanted = {source.name for source in run.dataset.sources}
     for row in read_rows(run.plan.out):
         if row["file"] in wanted:
             _note(scorer, row["file"], row)

@@ -286,6 +286,8 @@ def test_a_detector_and_a_segmenter_are_compared_by_their_boxes(
         assert found["differences"]["box AP"]["difference"] == pytest.approx(
             found["second"]["bbox"]["AP"] - found["first"]["bbox"]["AP"]
         )
+        assert "Asked: detect," in result.stdout
+        assert "Asked: segment," in result.stdout
         # They see the same things, so that most boxes have a partner.
         assert all(one["amount"] < 1 for one in found["differing"]["files"])
 
