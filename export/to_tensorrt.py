@@ -73,7 +73,7 @@ def build_engines(
             for why in proven.refused:
                 progress.notice(f"{canvas}: {proven.graph.sampling} is taken; not {why}")
             found.append((canvas, proven))
-        return _put(bundle, precision, found)
+        return put_engines(bundle, precision, found)
 
 
 def add_fp8_graphs(
@@ -132,8 +132,10 @@ def _fp32_source(manifest: Manifest, canvas: Size) -> Graph:
     return typed[0] if typed else serve  # type: ignore[return-value]
 
 
-def _put(bundle: Bundle, precision: Precision, found: list[tuple[Size, Proven]]) -> Bundle:
-    """Write the plans, readable by this user alone: they are machine code."""
+def put_engines(bundle: Bundle, precision: Precision, found: list[tuple[Size, Proven]]) -> Bundle:
+    """Put engines that were proven into their bundle. Plans are readable by this user alone: they
+    are machine code.
+    """
     manifest = bundle.manifest
     engines, files = [], {}
     for canvas, proven in found:

@@ -17,9 +17,11 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench.gpu_check.bundles import can_build
+from bench.gpu_check.full_size import unmeasured
 from bench.gpu_check.report import document, gpu_name, page
-from bench.gpu_check.rows import LEAST_S, ROOT, Room, Row, failed, skipped
-from bench.gpu_check.steps import STEPS, demo_repository, run_step
+from bench.gpu_check.rows import DEMO, LEAST_S, ROOT, Room, Row, failed, skipped
+from bench.gpu_check.steps import STEPS, run_step
 
 RESULTS = ROOT / "bench" / "results"
 
@@ -29,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument(
-        "--repository", type=Path, default=demo_repository(), help="models; else those of the demo"
+        "--repository", type=Path, default=DEMO, help="models; else those of the demo"
     )
     parser.add_argument("--only", default=",".join(STEPS), help="steps, like machine,torch")
     parser.add_argument("--out", type=Path, help="the JSON document; the page lies beside it")
@@ -59,13 +61,17 @@ def main() -> int:
 def run_all(names: list[str], work: Path, until_s: float, models: Path) -> list[Row]:
     """The rows of every step, in their order."""
     rows: list[Row] = []
-    for name in (one for one in STEPS if one in names):
-        left_s = min(STEPS[name][1], until_s - time.time())
+    asked = [one for one in STEPS if one in names]
+    for place, name in enumerate(asked):
+        parts = [STEPS[one][1] for one in asked[place:]]
+        left_s = (until_s - time.time()) * parts[0] / sum(parts)
         if left_s < LEAST_S:
             rows.append(skipped(name, "the time was over"))
             continue
         print(f"{name}, at most {left_s:.0f} s", file=sys.stderr, flush=True)
         rows += run_apart(name, work, left_s, models)
+    if "tensorrt" in asked and can_build():
+        rows += unmeasured(rows)
     return rows
 
 

@@ -4,10 +4,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+from bench.gpu_check.full_size import full_size_rows
 from bench.gpu_check.rows import (
     LEAST_S,
     ROOT,
@@ -37,7 +39,9 @@ def measure_onnxruntime(room: Room) -> Iterator[Row]:
 
 
 def measure_tensorrt(room: Room) -> Iterator[Row]:
-    """TensorRT engines of the models: built, gated and measured."""
+    """TensorRT engines: of networks at full size, built and measured; of the models, built, gated
+    and measured.
+    """
     needs_gpu()
     needs("tensorrt")
     from service.worker.runtimes.choose import ON_GPUS
@@ -45,8 +49,19 @@ def measure_tensorrt(room: Room) -> Iterator[Row]:
     choices = [one for one in ON_GPUS if one.runtime == "tensorrt"]
     if not choices:
         raise Skip("this release has no runtime for TensorRT engines")
+    yield from full_size_rows(room)
     yield from engine_builds(room)
     yield from bundle_rows(room, choices)
+
+
+def can_build() -> bool:
+    """Whether engines can be built here."""
+    try:
+        needs_gpu()
+        needs("tensorrt")
+    except Skip:
+        return False
+    return True
 
 
 def engine_builds(room: Room) -> Iterator[Row]:
@@ -86,7 +101,7 @@ def bundle_rows(room: Room, choices: list[Any]) -> Iterator[Row]:
     from service.bundle import load_repository
     from service.worker.runtimes.choose import obstacle
 
-    for bundle in load_repository(room.served()):
+    for bundle in load_repository(room.measured()):
         for choice in choices:
             here = replace(choice, device="cuda:0")
             what = f"{here.runtime} {here.precision} {bundle.manifest.name}"
@@ -98,8 +113,15 @@ def bundle_rows(room: Room, choices: list[Any]) -> Iterator[Row]:
                 yield from attempt(what, runtime_rows(bundle, here))
 
 
-def runtime_rows(bundle: Any, choice: Any) -> Iterator[Row]:
-    """What one bundle computes in one choice against the CPU, and how fast."""
+def runtime_rows(
+    bundle: Any,
+    choice: Any,
+    batches: Sequence[int] = (1, 8, 64),
+    allowed: Mapping[str, float] | None = None,
+) -> Iterator[Row]:
+    """What one bundle computes in one choice against the CPU, and how fast. ``allowed`` are the
+    outputs to compare, each with the largest error; by default all that nothing was sorted for.
+    """
     from service.worker.runtimes import numbers
     from service.worker.runtimes.choose import Choice, open_runtime
 
@@ -109,21 +131,59 @@ def runtime_rows(bundle: Any, choice: Any) -> Iterator[Row]:
     reference = open_runtime(bundle, "serve", canvas, Choice("onnxruntime", "fp32"))
     pictures = numbers.example_pictures(runtime)
     found, expected = runtime.run(pictures), reference.run(pictures)
-    for name in found:
-        if name in numbers.RAW:
+    limits = allowed or dict.fromkeys(numbers.RAW, numbers.LARGEST_ERROR[choice.precision])
+    for name, limit in limits.items():
+        if name in found:
             error = numbers.difference(found[name], expected[name])
-            allowed = numbers.LARGEST_ERROR[choice.precision]
-            yield parity(choice.runtime, choice.precision, manifest.name, name, error, allowed)
-    for batch in (1, 8, 64):
+            yield parity(choice.runtime, choice.precision, manifest.name, name, error, limit)
+    for batch in batches:
         inputs = {name: array[:1].repeat(batch, axis=0) for name, array in pictures.items()}
-        for _ in range(5):
-            runtime.run(inputs)
-        spent_s = []
-        for _ in range(ROUNDS):
-            began_s = time.perf_counter()
-            runtime.run(inputs)
-            spent_s.append(time.perf_counter() - began_s)
+        spent_s = times_s(runtime, inputs)
+        rate = pipelined(runtime, inputs, AT_MOST_S)
         sides = (canvas.height, canvas.width)
+        name, macs = manifest.name, manifest.macs
         yield engine(
-            choice.runtime, choice.precision, manifest.name, sides, batch, spent_s, manifest.macs
+            choice.runtime, choice.precision, name, sides, batch, spent_s, macs, pipelined=rate
         )
+
+
+def times_s(runtime: Any, inputs: Any) -> list[float]:
+    """Seconds of batches one after another: of an engine on the device, by its own clock; of
+    other runtimes as the host sees them, with copies.
+    """
+    batch = len(inputs["images"])
+    for _ in range(3):
+        runtime.run(inputs)
+    began_s = time.perf_counter()
+    runtime.run(inputs)
+    rounds = max(3, min(ROUNDS, int(AT_MOST_S / (time.perf_counter() - began_s))))
+    if hasattr(runtime, "times_s"):
+        found: list[float] = runtime.times_s(batch, rounds)
+        return found
+    spent_s = []
+    for _ in range(rounds):
+        began_s = time.perf_counter()
+        runtime.run(inputs)
+        spent_s.append(time.perf_counter() - began_s)
+    return spent_s
+
+
+def pipelined(runtime: Any, inputs: Any, duration_s: float) -> float:
+    """Pictures a second where every stream of a runtime always has a batch, with copies."""
+    batch, until_s = len(inputs["images"]), time.perf_counter() + duration_s
+
+    def run(_: int) -> int:
+        done = 0
+        while time.perf_counter() < until_s:
+            runtime.run(inputs)
+            done += batch
+        return done
+
+    began_s = time.perf_counter()
+    with ThreadPoolExecutor(runtime.streams) as threads:
+        done = sum(threads.map(run, range(runtime.streams)))
+    return done / (time.perf_counter() - began_s)
+
+
+AT_MOST_S = 1.0
+"""For the batches of one size, one after another; and overlapping, as long again."""

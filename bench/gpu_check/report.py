@@ -53,13 +53,17 @@ def page(report: Row) -> str:
             lines += ["", f"Tests marked `gpu`: {row['summary']}."]
     lines += _table(
         "Engine only",
-        ("model", "canvas", "runtime", "batch", "images/s", "median ms", "p99 ms", "of the peak"),
+        (
+            *("model", "canvas", "runtime", "batch", "images/s", "median ms", "p99 ms"),
+            *("of the peak", "images/s, overlapping"),
+        ),
         (
             (
                 *(row["model"], row["canvas"], f"{row['runtime']} {row['precision']}"),
                 *(str(row["batch"]), f"{row['images_per_s']:.0f}"),
                 *(f"{row[name] * 1000:.2f}" for name in ("median_s", "p99_s")),
                 f"{row['of_peak']:.1%}" if "of_peak" in row else "",
+                f"{row['pipelined_images_per_s']:.0f}" if "pipelined_images_per_s" in row else "",
             )
             for row in rows
             if row["kind"] == "engine"

@@ -12,7 +12,7 @@ def measure_server(room: Room) -> Iterator[Row]:
     needs_gpu()
     for name in ("fastapi", "uvicorn", "uvloop", "onnxruntime"):
         needs(name)
-    yield from server_rows(room, "cuda:0", 5.0)
+    yield from server_rows(room, "cuda:0", 4.0)
 
 
 def server_rows(room: Room, device: str, duration_s: float) -> Iterator[Row]:

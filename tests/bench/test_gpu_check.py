@@ -6,12 +6,15 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from bench.gpu_check import bundles, networks, serving
+import bench.gpu_check.__main__ as check
+from bench.gpu_check import bundles, full_size, networks, serving
 from bench.gpu_check.__main__ import main, run_all, run_apart
 from bench.gpu_check.networks import Subject
 from bench.gpu_check.report import document, green, page
@@ -85,6 +88,83 @@ def test_what_no_time_is_left_for_is_skipped_with_that_reason(tmp_path: Path) ->
     assert rows == [skipped(name, "the time was over") for name in STEPS]
 
 
+def test_time_that_a_step_leaves_goes_to_those_after_it_and_the_server_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, float] = {}
+    spent_s: list[float] = []
+
+    def apart(name: str, work: Path, left_s: float, models: Path) -> list[Any]:
+        given[name] = left_s
+        spent_s.append(0.0 if name == "tests" else left_s)  # every other step takes all it may
+        return []
+
+    monkeypatch.setattr(check, "run_apart", apart)
+    monkeypatch.setattr(check, "time", SimpleNamespace(time=lambda: 1000.0 + sum(spent_s)))
+    monkeypatch.setattr(check, "can_build", lambda: False)
+    run_all(list(STEPS), tmp_path, 1480.0, DEMO_REPOSITORY)
+    assert given["machine"] == pytest.approx(STEPS["machine"][1])
+    assert given["torch"] > STEPS["torch"][1]
+    assert given["server"] >= STEPS["server"][1]
+    assert sum(spent_s) == pytest.approx(480.0)
+
+
+def test_an_engine_that_was_not_measured_is_a_failure_where_engines_can_be_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = networks.SUBJECTS
+    row = engine("tensorrt", "bf16", first.name, first.canvas, 1, [0.001], 1000, pipelined=900.0)
+    monkeypatch.setattr(check, "run_apart", lambda *_: [row])
+    monkeypatch.setattr(check, "can_build", lambda: True)
+    rows = run_all(["tensorrt"], tmp_path, time.time() + 60, DEMO_REPOSITORY)
+    missing = [failed(f"tensorrt bf16 {s.name}", "no engine of it was measured") for s in others]
+    assert rows == [row, *missing]
+    assert not green(rows)
+    assert "| 1000 | 1.00 | 1.00 |  | 900 |" in page(document(rows, "now", 1.0))
+    monkeypatch.setattr(check, "can_build", lambda: False)
+    assert green(run_all(["tensorrt"], tmp_path, time.time() + 60, DEMO_REPOSITORY))
+
+
+def test_speed_is_the_devices_where_it_tells_and_overlapping_batches_are_counted() -> None:
+    class Slow:
+        """Two streams, of which each batch takes a hundredth."""
+
+        streams = 2
+
+        def run(self, inputs: Any) -> None:
+            time.sleep(0.01)
+
+        def times_s(self, batch: int, rounds: int) -> list[float]:
+            return [0.001 * batch] * rounds
+
+    inputs = {"images": np.zeros((4, 2), np.uint8)}
+    assert set(bundles.times_s(Slow(), inputs)) == {0.004}
+    assert bundles.pipelined(Slow(), inputs, 0.1) > 4 / 0.01  # more than one at a time
+
+
+def test_a_bundle_that_cannot_be_written_is_told_with_the_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = Subject("no-such-network", (8, 8), (1,), (1,))
+    monkeypatch.setattr(full_size, "SUBJECTS", (unknown,))
+    rows = list(full_size.full_size_rows(Room(tmp_path, time.time() + 60, DEMO_REPOSITORY)))
+    assert [row["kind"] for row in rows] == ["failed"]
+    assert "its bundle cannot be written: " in rows[0]["why"]
+
+
+def test_the_server_is_measured_with_engines_of_full_size_in_place_of_the_demo(
+    tmp_path: Path,
+) -> None:
+    room = Room(tmp_path, 0.0, DEMO_REPOSITORY)
+    assert room.served() == DEMO_REPOSITORY
+    plan = room.full_size / "vit" / "1" / "bf16.plan"
+    plan.parent.mkdir(parents=True)
+    assert room.served() == DEMO_REPOSITORY
+    plan.touch()
+    assert room.served() == room.full_size
+    assert replace(room, models=tmp_path).served() == tmp_path
+
+
 def test_errors_and_missing_packages_become_rows() -> None:
     def raising(error: Exception) -> Any:
         yield MACHINE
@@ -103,7 +183,7 @@ def test_the_share_of_the_peak_counts_two_operations_per_multiply_accumulate() -
     report = document([MACHINE, {"kind": "peak", "bf16_tflops": 790.0}, row], "now", 61.0)
     assert report["rows"][2]["of_peak"] == 0.5692
     shown = page(report)
-    assert "| vit | 224x224 | torch bf16 | 64 | 12800 | 5.00 | 20.00 | 56.9% |" in shown
+    assert "| vit | 224x224 | torch bf16 | 64 | 12800 | 5.00 | 20.00 | 56.9% |  |" in shown
     assert "# GPU check: NVIDIA H200" in shown
 
 
@@ -164,7 +244,7 @@ def test_a_bundle_without_a_graph_for_engines_is_skipped_with_what_to_do(tmp_pat
     names = {folder.name for folder in DEMO_REPOSITORY.iterdir() if folder.is_dir()}
     assert {row["what"].split()[-1] for row in rows} == names
     assert {row["why"].split("; ")[1] for row in rows} == {"export it with --engine bf16"}
-    assert room.served() == room.engines
+    assert room.measured() == room.served() == room.engines
 
 
 def test_a_build_that_fails_is_told_with_its_last_line() -> None:
