@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import json
+import reprlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ Options = TypeVar("Options", bound=BaseModel)
 
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 64 * 1024
+MAX_FAULTS = 10  # that a refusal tells of
 
 
 @dataclass(frozen=True)
@@ -134,19 +136,32 @@ def parse_options(kind: type[Options], parameters: dict[str, Any]) -> Options:
     Raises:
         InvalidParameter: naming each wrong parameter, what was found and what is allowed.
     """
+    if len(parameters) > MAX_FIELDS:  # each would be a fault to write about
+        unknown = [name for name in parameters if name not in kind.model_fields][:MAX_FAULTS]
+        raise InvalidParameter(
+            f"found {len(parameters)} parameters; there are {', '.join(sorted(kind.model_fields))}",
+            parameters=unknown,
+        )
     try:
         return kind.model_validate(parameters)
     except ValidationError as error:
         names, sentences = [], []
-        for fault in error.errors():
+        for fault in error.errors()[:MAX_FAULTS]:
             name = str(fault["loc"][0]) if fault["loc"] else "?"  # no name at all: a lone surrogate
             names.append(name)
             if fault["type"] == "extra_forbidden":
                 allowed = ", ".join(sorted(kind.model_fields))
                 sentences.append(f"there is no parameter {name!r}; allowed are {allowed}")
             else:
-                sentences.append(f"{name}: {fault['msg']}, found {fault['input']!r:.80}")
+                sentences.append(f"{name}: {fault['msg']}, found {_shown(fault['input'])}")
         raise InvalidParameter("; ".join(sentences), parameters=names) from None
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, which may be millions of characters or numbers."""
+    writer = reprlib.Repr()
+    writer.maxlist = writer.maxdict = writer.maxstring = writer.maxother = 80
+    return writer.repr(value)[:80]
 
 
 @asynccontextmanager

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.api.bodies import MAX_FIELD_BYTES, MAX_FIELDS
+from service.api.bodies import MAX_FIELD_BYTES, MAX_FIELDS, parse_options
+from service.api.schemas.detect import DetectOptions
+from service.errors import InvalidParameter
 from tests.service.fake_app import FakeApp, picture
 from tests.service.sample_bundle import detector_of
 from tests.service.test_detect_api import FOUND
@@ -95,6 +97,26 @@ def test_parts_of_a_form_are_bounded_in_number_and_size(
     found, problem = post(body)
     assert found == status
     assert says in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"labels": [None] * 100_000}, "at most 1024 items"),
+        ({"labels": [None] * 1_000}, "valid string, found None"),
+        ({"labels": "a" * 100_000}, "at most 65536 characters"),
+        ({"top_k": ["a" * 100] * 100_000}, "top_k: Input should be a valid integer"),
+        ({f"x{i}": 1 for i in range(100_000)}, "found 100000 parameters; there are labels, model"),
+    ],
+)
+def test_a_refusal_of_a_hundred_thousand_faults_is_short(
+    parameters: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InvalidParameter) as refused:
+        parse_options(DetectOptions, parameters)
+    assert says in str(refused.value)
+    assert len(str(refused.value)) < 1000
+    assert len(refused.value.facts["parameters"]) <= 10
 
 
 def test_a_boundary_is_bounded() -> None:

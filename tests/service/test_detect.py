@@ -1,5 +1,7 @@
 """From the rows of a graph to boxes on the picture."""
 
+import json
+import time
 from typing import Any
 
 import numpy as np
@@ -184,6 +186,25 @@ def test_labels_that_a_model_does_not_have_are_refused_with_those_that_it_has(wa
     assert "allowed are ant (3), bee, wild (5), 12 (7), ant (12)" in str(refused.value)
     assert len(str(refused.value)) < 300
     assert refused.value.facts == {"parameter": "labels"}
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [["ant"] * 1025, "ant," * 1025, "ant," * 10**6, json.dumps(["ant"] * 1025), [3] * 10**6],
+)
+def test_more_labels_than_anybody_means_are_refused(wanted: Any) -> None:
+    manifest = Manifest.model_validate(detector_of(**LABELS))
+    with pytest.raises(InvalidParameter, match="labels: at most 1024 may be named; allowed are"):
+        choose_labels(manifest, wanted)
+
+
+def test_a_thousand_names_are_looked_up_and_not_searched_for() -> None:
+    labels = [{"id": i, "name": f"n{i}"} for i in range(2000)]
+    manifest = Manifest.model_validate(detector_of(labels=labels))
+    wanted = ",".join(f"n{i}" for i in range(1024))
+    began_s = time.process_time()
+    assert choose_labels(manifest, wanted) == set(range(1024))
+    assert time.process_time() - began_s < 0.1  # a search takes half a second
 
 
 def test_a_refusal_names_twenty_labels_of_a_thousand() -> None:

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
+from service.tasks.labels import MOST_CHARACTERS, MOST_WORDS
+
 Answered = TypeVar("Answered", bound=BaseModel)
 Rounded = Annotated[float, PlainSerializer(lambda value: round(value, 6))]
 
@@ -46,7 +48,11 @@ class Options(BaseModel):
 class LabelsOptions(Options):
     """Parameters of tasks that find objects of several classes."""
 
-    labels: str | list[str | int] | None = Field(
+    labels: (
+        Annotated[str, Field(max_length=MOST_CHARACTERS)]
+        | Annotated[list[str | int], Field(max_length=MOST_WORDS)]
+        | None
+    ) = Field(
         default=None,
         description="Only these classes: names or ids, separated by commas or as a JSON list",
     )
