@@ -55,6 +55,7 @@ class _Role:
     descriptors: tuple[int, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = field(default=None, init=False)
+    was_up: bool = field(default=False, init=False)
     ending: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def begin(self) -> None:
@@ -222,10 +223,12 @@ class Supervisor:
             code = await self._run_once(role, folder, incarnation)
             if role.ending.is_set():
                 return
-            if code == EXIT_BAD_CONFIG:
+            if code == EXIT_BAD_CONFIG and not role.was_up:
                 self._exit_code = 1
                 self._stopping.set()
                 return
+            # One that was up came to grief over a file that has changed since, a certificate that
+            # is half in place: its siblings go on, and so will it once the file is right again.
             incarnation += 1
             quick_deaths = 0 if time.monotonic() - started_s > STEADY_S else quick_deaths + 1
             delay_s = (
@@ -258,11 +261,14 @@ class Supervisor:
             role.begin()
         if role.ending.is_set():  # came while we were starting it
             role.process.terminate()
-        watching = asyncio.create_task(_kill_if_it_hangs(role, role.process))
+        watchdog = role.watch(role.process.pid)
+        watching = asyncio.create_task(_kill_if_it_hangs(role, role.process, watchdog))
         try:
             return await role.process.wait()
         finally:
             watching.cancel()
+            watchdog.look()
+            role.was_up |= watchdog.beaten
             forget_process(folder / "metrics", role.process.pid)
 
     async def _drain(self, apis: list[_Role]) -> None:
@@ -296,8 +302,9 @@ def _watcher(pulse: Pulse, patience: int) -> Callable[[int], Watchdog]:
     return lambda pid: Watchdog(pulse, pid, patience)
 
 
-async def _kill_if_it_hangs(role: _Role, process: asyncio.subprocess.Process) -> None:
-    watchdog = role.watch(process.pid)
+async def _kill_if_it_hangs(
+    role: _Role, process: asyncio.subprocess.Process, watchdog: Watchdog
+) -> None:
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
         wrong = watchdog.look()

@@ -224,9 +224,7 @@ def plan_for(
     if not entries:
         return untuned("the tuning does not hold this model")
     wanted = choice.runtime, choice.precision, choice.device.partition(":")[0]
-    matching = [
-        e for e in entries if (e.runtime, e.precision, e.device.partition(":")[0]) == wanted
-    ]
+    matching = [entry for entry in entries if _arithmetic(entry)[1:] == wanted]
     if not matching:
         tuned = sorted({f"{entry.runtime} {entry.precision}" for entry in entries})
         return untuned(f"tuned for {', '.join(tuned)}")
@@ -269,7 +267,7 @@ def check_writable(path: Path) -> None:
 
 def write_profile(path: Path, machine: Machine, measured: str, entries: Iterable[Entry]) -> None:
     """Put figures of this machine in the file: they replace those of the same models in the same
-    arithmetic, other machines and models stay.
+    arithmetic on the same kind of device, other machines and models stay.
 
     Raises:
         StartError: the file cannot be written.
@@ -278,11 +276,9 @@ def write_profile(path: Path, machine: Machine, measured: str, entries: Iterable
     check_writable(path)
     entries = list(entries)
     tuning = read_tuning(path) if path.is_file() else Tuning()
-    replaced = {(e.model, e.runtime, e.precision) for e in entries}
+    replaced = {_arithmetic(entry) for entry in entries}
     own = tuning.of(machine)
-    kept = [
-        e for e in (own.entries if own else []) if (e.model, e.runtime, e.precision) not in replaced
-    ]
+    kept = [e for e in (own.entries if own else []) if _arithmetic(e) not in replaced]
     others = [profile for profile in tuning.profiles if profile.machine != machine]
     profile = Profile(machine=machine, measured=measured, entries=[*kept, *entries])
     text = Tuning(profiles=[*others, profile]).model_dump_json(indent=2) + "\n"
@@ -291,6 +287,11 @@ def write_profile(path: Path, machine: Machine, measured: str, entries: Iterable
         file.write(text)
     Path(name).chmod(0o644)
     Path(name).replace(path)
+
+
+def _arithmetic(entry: Entry) -> tuple[str, str, str, str]:
+    """Model, runtime, precision and kind of device: all GPUs of a machine share their figures."""
+    return entry.model, entry.runtime, entry.precision, entry.device.partition(":")[0]
 
 
 def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from service.bundle import Bundle, GraphKind, find_bundle, load_repository
 from service.errors import (
     BadBundle,
+    BadSettings,
     CannotLoad,
     ClientError,
     NotReady,
@@ -249,6 +250,7 @@ class Models:
     def _opened(
         self, bundle: Bundle, report: Callable[[str], None], verified: bool = False
     ) -> Model:
+        self._check_room(bundle)
         tuning = load_tuning(self._settings)
         if not verified:
             report(f"verifying {bundle.manifest.name}")
@@ -268,6 +270,24 @@ class Models:
                     raise
                 _log.warning("%s is passed over for the next: %s", choice, error)
         return self._opened_by(last, bundle, tuning, report)
+
+    def _check_room(self, bundle: Bundle) -> None:
+        """Raises BadSettings where a picture alone is more than may wait."""
+        settings = self._settings
+        limits = {"--max-queue-bytes": settings.max_queue_bytes}
+        if settings.max_model_queue_bytes:
+            limits["--max-model-queue-bytes"] = settings.max_model_queue_bytes
+        flag = min(limits, key=lambda name: limits[name])
+        needed = max(
+            sum(math.prod(one.shape[1:]) * np.dtype(one.dtype).itemsize for one in graph.inputs)
+            for graph in bundle.manifest.graphs
+        )
+        if needed > limits[flag]:
+            raise BadSettings(
+                f"{bundle.manifest.name}: one picture on its largest canvas has {needed} bytes, and "
+                f"{flag} lets {limits[flag]} wait; give it at least that many, or better several "
+                "times as many"
+            )
 
     def _opened_by(
         self, choice: Choice, bundle: Bundle, tuning: Tuning | None, report: Callable[[str], None]

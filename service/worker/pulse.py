@@ -102,6 +102,11 @@ class Watchdog:
         self._last: Look | None = None
         self._silent = self._stuck = 0
 
+    @property
+    def beaten(self) -> bool:
+        """Whether it has been seen to beat: it had loaded, and was there for others."""
+        return self._last is not None
+
     def look(self) -> str | None:
         """What is wrong, None if nothing is; a worker that has not yet beaten is loading."""
         now = self._pulse.look()

@@ -169,6 +169,7 @@ class Scheduler:
             if displaced is None:
                 raise full
             self._take(displaced.job)
+            displaced.job.inputs = {}  # as of one that is cancelled
         if job.group not in self._lines and not self._batches[job.group]:
             self._rates[job.group].begin(now_s)
         job.admitted_s = now_s
@@ -344,7 +345,8 @@ class Scheduler:
         models = {name: held.share(self._bounds) for name, held in self._models.items()}
         client = clients.get(job.client, 0.0)
         model = models.get(job.group.model, 0.0)
-        if max(clients.values()) < client + part and max(models.values()) < model + part:
+        most, largest = (max(held.values(), default=0.0) for held in (clients, models))
+        if most < client + part and largest < model + part:
             return None  # nobody holds more, as is usual: no need to look at each
 
         def claim(waiting: Job) -> tuple[float, float, int]:

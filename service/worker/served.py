@@ -2,6 +2,7 @@
 repository makes it forget.
 """
 
+import os
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -30,6 +31,6 @@ def write_served(file: Path, bundles: list[Bundle]) -> None:
     Raises:
         OSError: the disk is full, say; the old list stays.
     """
-    aside = file.with_suffix(".unfinished")
+    aside = file.with_suffix(f".{os.getpid()}")  # the workers of other devices write it too
     aside.write_bytes(_BUNDLES.dump_json(bundles))
     aside.replace(file)

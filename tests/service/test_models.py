@@ -123,6 +123,16 @@ def test_a_damaged_bundle_is_refused_before_anything_is_opened(
     assert opened == []
 
 
+def test_a_model_of_which_no_picture_may_wait_is_refused_before_anything_is_opened(
+    tmp_path: Path, opened: list[FakeRuntime]
+) -> None:
+    write_bundle(tmp_path, manifest_of())
+    settings = Settings(repository=tmp_path, max_model_queue_bytes=199)
+    with pytest.raises(BadSettings, match="has 200 bytes, and --max-model-queue-bytes lets 199"):
+        Models(settings).load(lambda phase: None)
+    assert opened == []
+
+
 def test_a_batch_gives_every_picture_its_own_row(tmp_path: Path, opened: list[FakeRuntime]) -> None:
     found, _ = loaded(tmp_path)
     ran = found.run(SERVE, [item(3), item(1), item(2)], [None] * 3)

@@ -365,6 +365,7 @@ def test_a_full_queue_makes_room_for_who_holds_less_by_the_newest_of_who_holds_m
     displaced = queue.admit(of("modest", 10))
     assert displaced is not None
     assert displaced.job.id[1] == 3
+    assert not displaced.job.inputs  # its pixels go at once, though its place in the line stays
     assert isinstance(displaced.error, Overloaded)
     assert "4 of the 4 pictures in it are this client's" in str(displaced.error)
     assert numbers([queue.admit(of("modest", 11)).job]) == [2]  # type: ignore[union-attr]
@@ -384,6 +385,14 @@ def test_room_is_made_by_bytes_too_where_one_job_is_enough() -> None:
     with pytest.raises(Overloaded, match="99 bytes wait, 100 may"):
         queue.admit(of("modest", 11, size_bytes=12))
     assert queue.waiting_bytes == 99
+
+
+def test_a_job_larger_than_all_that_may_wait_is_refused() -> None:
+    queue = scheduler(Clock(), max_bytes=100)
+    with pytest.raises(Overloaded, match="0 bytes wait, 100 may"):
+        queue.admit(job(1, size_bytes=101))
+    queue.admit(job(2, size_bytes=100))
+    assert drain(queue) == [[2]]
 
 
 def test_a_full_queue_makes_room_for_another_model_where_clients_hold_the_same() -> None:

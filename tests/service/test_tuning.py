@@ -92,6 +92,15 @@ def test_tuning_again_replaces_the_same_models_of_the_same_machine_only(tmp_path
     assert (there.measured, here.measured) == (WHEN, "later")
 
 
+def test_tuning_for_the_gpus_keeps_the_figures_of_the_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.json"
+    write_profile(path, HERE, WHEN, [entry(), entry(device="cuda:0", batch=8)])
+    write_profile(path, HERE, "later", [entry(device="cuda:1", batch=4)])
+    here = read_tuning(path).of(HERE)
+    assert here is not None
+    assert [(e.device, e.batch) for e in here.entries] == [("cpu", 16), ("cuda:1", 4)]
+
+
 def test_a_matching_entry_gives_its_streams_threads_and_batch(bundle: Bundle) -> None:
     plan = plan_for(bundle, BF16, tuned(HERE, entry(bundle)), HERE)
     assert plan == Plan(streams=2, threads=2, batches={"8x8": 16}, untuned=None)
