@@ -33,6 +33,7 @@ class WatchedModels(Models):
         self, group: Group, items: list[Arrays], outputs: list[Outputs], lone: bool = False
     ) -> Ran:
         """As ``Models.run``."""
+        self.open(group)  # before the batch begins: it may take longer than a batch may
         self._began_s[threading.get_ident()] = time.monotonic()
         try:
             ran = super().run(group, items, outputs, lone)

@@ -114,6 +114,11 @@ class Batches:
         with self.changed:
             return self._scheduler.cancel_all(peer)
 
+    def look(self) -> None:
+        """Something that held jobs up has changed: see what may run now."""
+        with self.changed:
+            self.changed.notify_all()
+
     def measure_queue(self) -> None:
         """Tell the metrics how much waits."""
         waiting = len(self._scheduler), self._scheduler.waiting_bytes

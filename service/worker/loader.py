@@ -1,4 +1,6 @@
-"""Changes of what is served: carried out one at a time, beside the batches."""
+"""What takes long: changes of what is served, and graphs that are opened when first asked for,
+one at a time and beside the batches.
+"""
 
 import logging
 import queue
@@ -8,6 +10,7 @@ from collections.abc import Callable
 from service.errors import RuntimeFailed, ServiceError
 from service.worker import wire
 from service.worker.models import Models
+from service.worker.scheduler import Group
 
 TICK_S = 1.0
 RETRY_S = 10.0  # between attempts to load what should be served and cannot be
@@ -16,10 +19,11 @@ _log = logging.getLogger(__name__)
 
 
 class Loader:
-    """Loads and unloads models as it is asked to.
+    """Loads and unloads models, and opens graphs, as it is asked to.
 
     ``answer`` takes who asked, the id, and the error if there was one; ``changed`` is called when
-    other models are served than before, and hears that before anyone is answered.
+    other models are served than before, and hears that before anyone is answered; ``opened`` is
+    called when pictures that waited for a graph may run, be it to hear that it cannot be opened.
     """
 
     def __init__(
@@ -27,33 +31,45 @@ class Loader:
         models: Models,
         answer: Callable[[bytes, int, ServiceError | None], None],
         changed: Callable[[], None],
+        opened: Callable[[], None],
     ) -> None:
         self._models = models
         self._answer = answer
         self._changed = changed
-        self._asked: queue.SimpleQueue[tuple[bytes, wire.Header] | None] = queue.SimpleQueue()
+        self._opened = opened
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._retry_s = time.monotonic() + RETRY_S
 
     def ask(self, peer: bytes, header: wire.Header) -> None:
         """Put a ``load`` or ``unload`` in line."""
-        self._asked.put((peer, header))
+        self._orders.put(lambda: self._answer(peer, header["id"], self._obey(header)))
+
+    def open(self, group: Group) -> None:
+        """Put in line that a graph is to be opened."""
+        self._orders.put(lambda: self._open(group))
 
     def close(self) -> None:
         """Have the thread end after what it is doing."""
-        self._asked.put(None)
+        self._orders.put(None)
 
     def run_forever(self) -> None:
         """Obey until closed; between orders, do what is due by the clock."""
         while True:
             try:
-                asked = self._asked.get(timeout=TICK_S)
+                order = self._orders.get(timeout=TICK_S)
             except queue.Empty:
                 self._tick()
                 continue
-            if asked is None:
+            if order is None:
                 return
-            peer, header = asked
-            self._answer(peer, header["id"], self._obey(header))
+            order()
+
+    def _open(self, group: Group) -> None:
+        try:
+            self._models.open(group)
+        except Exception:  # a bug of ours; the thread goes on
+            _log.exception("open the %s graph of %s", group.graph, group.model)
+        self._opened()
 
     def _obey(self, header: wire.Header) -> ServiceError | None:
         name, version = header["model"], header["version"]

@@ -1,5 +1,6 @@
 """The runtimes of a worker: opened, warmed and looked up by group."""
 
+import contextlib
 import logging
 import math
 import time
@@ -57,8 +58,10 @@ class Model:
     threads: int = 0
     runtimes: dict[tuple[str, str], Runtime] = field(default_factory=dict)
     lone: dict[str, Runtime] = field(default_factory=dict)
-    shut: dict[tuple[str, str], float] = field(default_factory=dict)
-    """Graphs that could not be opened when they were first asked for, and until when not to try."""
+    shut: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
+    """Graphs that could not be opened when they were first asked for, until when not to try, and
+    why.
+    """
     maps: Choice | None = None
     """What computes its attention maps, if it has any."""
 
@@ -76,7 +79,8 @@ class Ran(NamedTuple):
 
 
 class Models:
-    """Everything that this worker can run; ``explain`` graphs are opened when first asked for.
+    """Everything that this worker can run; ``explain`` graphs are opened when first asked for, by
+    ``open`` or else with their first batch.
 
     A version that was replaced or unloaded can run for as long as a request may take: other
     processes have prepared pictures for it. What is served is remembered in the file ``served``,
@@ -102,6 +106,7 @@ class Models:
         self._until_s: dict[Key, float] = {}
         self._cache = open_cache(settings.cache_folder())
         self._followed: tuple[int, int] | None = None
+        self._opening: set[Group] = set()
         self.failed: dict[str, str] = {}
         """What should be served and cannot be, and why."""
 
@@ -284,9 +289,9 @@ class Models:
         )
         if needed > limits[flag]:
             raise BadSettings(
-                f"{bundle.manifest.name}: one picture on its largest canvas has {needed} bytes, and "
-                f"{flag} lets {limits[flag]} wait; give it at least that many, or better several "
-                "times as many"
+                f"{bundle.manifest.name}: one picture on its largest canvas has {needed} bytes, "
+                f"and {flag} lets {limits[flag]} wait; give it at least that many, or better "
+                "several times as many"
             )
 
     def _opened_by(
@@ -326,9 +331,33 @@ class Models:
         return self._batch(model, group.canvas)
 
     def streams(self, group: Group) -> int:
-        """How many batches of a group to run at once."""
-        model = self._find(group) if group.graph == "serve" else None
+        """How many batches of a group to run at once; none while its graph is being opened."""
+        if group.graph != "serve":
+            return 0 if group in self._opening else 1
+        model = self._find(group)
         return 1 if model is None else model.plan.streams
+
+    def begin_opening(self, group: Group) -> bool:
+        """Whether somebody must ``open`` the graph of a group beside the batches, which takes
+        seconds; from now on its pictures wait, and nobody else.
+        """
+        model = self._find(group)
+        if model is None or (group.graph, group.canvas) in model.runtimes:
+            return False
+        if group in self._opening or self._shut_s(model, group) > 0:
+            return False
+        self._opening.add(group)
+        return True
+
+    def open(self, group: Group) -> None:
+        """Open the graph of a group if it is not; where it cannot be, ``run`` will say so."""
+        try:
+            model = self._find(group)
+            if model is not None and (group.graph, group.canvas) not in model.runtimes:
+                with contextlib.suppress(NotReady):
+                    self._open_late(model, group)
+        finally:
+            self._opening.discard(group)
 
     def most_streams(self) -> int:
         """The largest number of streams that any model has."""
@@ -362,7 +391,7 @@ class Models:
         A ``lone`` picture has all cores to itself.
 
         Raises:
-            NotReady: the model is not loaded, or a graph opened only now is damaged.
+            NotReady: the model is not loaded, or a graph that is opened late cannot be.
             RuntimeFailed: an output has not one row per item, or is not finite. What nobody asked
                 for is not looked at.
             Exception: whatever the runtime raises.
@@ -417,23 +446,28 @@ class Models:
         bundle = self._served.get(group.model)
         return None if bundle is None else self._models.get(_key(bundle))
 
+    def _shut_s(self, model: Model, group: Group) -> float:
+        """Seconds for which a graph that could not be opened is not tried again."""
+        until_s, _ = model.shut.get((group.graph, group.canvas), (-math.inf, ""))
+        return until_s - self._clock()
+
     def _open_late(self, model: Model, group: Group) -> Runtime:
         """Files may have changed since the model was loaded: what cannot be proven is not run."""
         name, what = model.bundle.manifest.name, (group.graph, group.canvas)
-        wait_s = model.shut.get(what, -math.inf) - self._clock()
-        if wait_s <= 0:
+        if self._shut_s(model, group) <= 0:
+            why = "files of the model changed after it was loaded; put them back, or load another "
+            why += "version"
             try:
                 model.bundle.verify()
+                why = "the log of the server says why"
                 height, width = map(int, group.canvas.split("x"))
                 return self._open(model, group.graph, Size(height=height, width=width))
-            except StartError as error:
+            except Exception as error:  # of a library, too
                 _log.error("cannot open the %s graph of %s: %s", group.graph, name, error)
-                wait_s = SHUT_S
-                model.shut[what] = self._clock() + SHUT_S
+                model.shut[what] = self._clock() + SHUT_S, why
         raise NotReady(
-            f"the {group.graph} graph of {name!r} cannot be opened: files of the model changed "
-            "after it was loaded; put them back, or load another version",
-            retry_after_s=wait_s,
+            f"the {group.graph} graph of {name!r} cannot be opened: {model.shut[what][1]}",
+            retry_after_s=self._shut_s(model, group),
         )
 
     def _open(
@@ -454,7 +488,7 @@ class Models:
             self._settings.engines == "rebuild",
             report,
         )
-        model.runtimes[kind, str(canvas)] = runtime
+        model.runtimes = model.runtimes | {(kind, str(canvas)): runtime}
         _log.info("opened %s %s %s", model.bundle.manifest.name, kind, canvas)
         return runtime
 

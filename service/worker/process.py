@@ -47,7 +47,7 @@ class Worker:
             settings, models, metrics, self._pulse, self._board.send, self._board.wake
         )
         self._phases: list[tuple[str, float]] = []
-        self._loader = Loader(models, self._answer_change, self._hear_change)
+        self._loader = Loader(models, self._answer_change, self._hear_change, self._batches.look)
         self._infos: dict[str, tuple[str, ...]] = {}
         self._phase = "starting"
         self._ready = self._loaded = False
@@ -111,6 +111,8 @@ class Worker:
                 header.get("priority", 0),
                 header.get("accepted", False),
             )
+            if group.graph != "serve" and self._models.begin_opening(group):
+                self._loader.open(group)
             self._batches.admit(job)
 
     def _load(self) -> None:

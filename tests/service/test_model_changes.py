@@ -8,6 +8,7 @@ import weakref
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from service.api.serving import Serving
@@ -260,6 +261,36 @@ def test_a_graph_opened_late_is_proven_first_and_not_tried_at_every_picture(
     assert [runtime.kind for runtime in shelf.opened] == ["serve", "explain"]
 
 
+def test_a_graph_has_no_streams_while_it_is_opened_and_is_opened_once(shelf: Shelf) -> None:
+    found, group = shelf.models(), Group("tiny", "explain", "8x8", "1")
+    assert not found.begin_opening(Group("tiny", "serve", "8x8", "1"))
+    assert not found.begin_opening(Group("other", "explain", "8x8", "1"))
+    assert [found.begin_opening(group) for _ in range(2)] == [True, False]
+    assert found.streams(group) == 0
+    found.open(group)
+    assert found.streams(group) == 1
+    assert not found.begin_opening(group)
+    assert runs(found, "1", "explain")
+    assert [runtime.kind for runtime in shelf.opened] == ["serve", "explain"]
+
+
+def test_a_graph_that_cannot_be_opened_is_said_to_be_what_it_is(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> FakeRuntime:
+        raise RuntimeError("no memory")
+
+    found, group = shelf.models(), Group("tiny", "explain", "8x8", "1")
+    monkeypatch.setattr(models, "open_runtime", fails)
+    assert found.begin_opening(group)
+    found.open(group)
+    assert found.streams(group) == 1, "what waits is to be told"
+    assert not found.begin_opening(group), "not tried again so soon"
+    with pytest.raises(NotReady, match="the log of the server says why") as refused:
+        found.run(group, [{"images": np.zeros((8, 8, 3), np.uint8)}], [None])
+    assert refused.value.retry_after_s == models.SHUT_S
+
+
 def test_what_is_served_is_kept_beside_the_socket_in_one_piece(tmp_path: Path) -> None:
     file = served_file(f"ipc://{tmp_path}/worker.sock")
     assert file.parent == tmp_path
@@ -278,7 +309,7 @@ class Orders:
         self.answers: list[tuple[bytes, int, ServiceError | None]] = []
         self.announced: list[dict[str, str]] = []
         self._models = found
-        self.loader = Loader(found, self._answer, self._changed)
+        self.loader = Loader(found, self._answer, self._changed, lambda: None)
         self._thread = threading.Thread(target=self.loader.run_forever)
 
     def carry_out(self, *headers: dict[str, Any]) -> None:

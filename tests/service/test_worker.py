@@ -34,8 +34,12 @@ class FakeModels:
     def __init__(self, batch: int, streams: int) -> None:
         self._batch, self._streams = batch, streams
         self.may_load, self.may_run, self.entered = (threading.Event() for _ in range(3))
+        self.may_open = threading.Event()
         self.may_load.set()
         self.may_run.set()
+        self.opens_late = False
+        self.opening: list[Group] = []
+        self.opened: list[Group] = []
         self.ran: list[list[int]] = []
         self.failure: Exception | None = None
         self.forgets = False
@@ -63,7 +67,20 @@ class FakeModels:
         return self._batch
 
     def streams(self, group: Group) -> int:
+        if group in self.opening:
+            return 0
         return self._streams if group.graph == "serve" else 1
+
+    def begin_opening(self, group: Group) -> bool:
+        if not self.opens_late or group in self.opening + self.opened:
+            return False
+        self.opening.append(group)
+        return True
+
+    def open(self, group: Group) -> None:
+        assert self.may_open.wait(PATIENCE_S)
+        self.opened.append(group)
+        self.opening.remove(group)
 
     def most_streams(self) -> int:
         return self._streams
@@ -458,6 +475,24 @@ def test_graphs_and_canvases_are_not_mixed(tmp_path: Path) -> None:
         rig.models.may_run.set()
         peer.answers(5)
         assert rig.models.ran == [[0], [2, 5], [3], [4]]
+
+
+def test_pictures_wait_for_a_graph_that_is_being_opened_and_nobody_else_does(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path) as rig:
+        rig.models.opens_late = True
+        peer = rig.peer()
+        for job_id in (1, 2):
+            peer.infer(job_id, 10 * job_id, graph="explain")
+        peer.infer(3, 30)
+        assert peer.answers(1)[3]["y"] == 31
+        peer.wait_until_running()  # so that it would not count as a batch that hangs
+        rig.models.may_open.set()
+        found = peer.answers(2)
+        assert {job_id: one["y"] for job_id, one in found.items()} == {1: 11, 2: 21}
+        assert len(rig.models.opened) == 1
+        assert rig.models.ran[0] == [30]
 
 
 def test_it_tells_its_phase_and_is_ready_only_after_loading(tmp_path: Path) -> None:
