@@ -22,8 +22,9 @@ _EXPOSITION: dict[int | str, dict[str, Any]] = {
 @router.get("/livez", responses=_NOT_YET)
 @router.get("/v2/health/live", responses=_NOT_YET)
 async def livez(request: Request) -> Response:
-    """200 while the device finishes passes, of requests or of the probes that an idle worker runs;
-    503 once none has for ``liveness_s``. It does not depend on load.
+    """200 while the device finishes passes, of requests or of the probes that an idle worker runs,
+    and while a worker loads its models; 503 once it has not for ``liveness_s``. It does not depend
+    on load.
     """
     serving: Serving = request.state.serving
     live = serving.link.state.passes(serving.settings.liveness_s)
@@ -36,8 +37,8 @@ async def livez(request: Request) -> Response:
 @router.get("/ping", responses=_NOT_YET)
 @router.get("/v2/health/ready", responses=_NOT_YET)
 async def readyz(request: Request) -> Response:
-    """200 when a picture sent now would be run: the worker is there, every model has run, and the
-    server is not about to stop.
+    """200 when a picture sent now would be run: the worker is there, a model has run (every one, at
+    the first start), and the server is not about to stop.
     """
     serving: Serving = request.state.serving
     ready = serving.link.state.answers() and not serving.draining

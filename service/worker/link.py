@@ -31,6 +31,7 @@ from service.worker.runtimes.base import Arrays
 from service.worker.scheduler import Group
 
 MAX_STRIKES = 2  # worker deaths during its own batch after which a picture is quarantined
+MAX_UNTRIED = 3  # workers in a row that die before their first pass, for /livez
 SILENCE_S = 5.0  # statuses come every second
 CALL_AGAIN_S = 0.02
 
@@ -68,6 +69,11 @@ class WorkerState:
     phases: list[tuple[str, float]] = field(default_factory=list)
     """What the worker did to get ready, and when it began each."""
 
+    untried: bool = False
+    """This worker has finished no pass yet, as long as its models load; False once several died of
+    that in a row.
+    """
+
     devices: dict[str, bool] = field(default_factory=dict)
     """Where there are several workers: whether that of each device answers."""
 
@@ -77,9 +83,11 @@ class WorkerState:
 
     def passes(self, within_s: float) -> bool:
         """Whether the device has lately finished a pass, which an idle worker has it do too; true
-        before the first.
+        before the first of a worker, too.
         """
-        return self.passed_s is None or time.monotonic() - self.passed_s < within_s
+        if self.untried or self.passed_s is None:
+            return True
+        return time.monotonic() - self.passed_s < within_s
 
 
 class AnotherWorker(Exception):
@@ -128,6 +136,7 @@ class WorkerLink:
         self._quarantine = quarantine or quarantine_beside(endpoint)
         self._line: Caller | None = None
         self._closed = False
+        self._untried = 0  # workers that died before their first pass
         self._pending: dict[int, _Pending] = {}
         self._changes: dict[int, asyncio.Future[None]] = {}
         self._ids = itertools.count(1)
@@ -280,6 +289,8 @@ class WorkerLink:
 
     def _hear_status(self, header: wire.Header) -> None:
         became_ready = header["ready"] and not self.state.ready
+        if header["passed_s"] is not None:
+            self._untried = 0
         self.state = WorkerState(
             header["ready"],
             header["phase"],
@@ -288,6 +299,7 @@ class WorkerLink:
             header.get("failed", []),
             header["passed_s"] or self.state.passed_s,
             [(phase, began_s) for phase, began_s in header["phases"]],
+            untried=header["passed_s"] is None and self._untried < MAX_UNTRIED,
         )
         self._heard.set()
         self._on_change(self.state)
@@ -301,6 +313,7 @@ class WorkerLink:
 
     def _lose_worker(self) -> None:
         passed_s = self.state.passed_s  # else a worker that dies all the time would look alive
+        self._untried += 1
         self.state = WorkerState(phase="the worker died and is being restarted", passed_s=passed_s)
         self._strike()
         self._on_change(self.state)

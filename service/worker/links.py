@@ -177,6 +177,7 @@ def merged(states: list[WorkerState], devices: Iterable[str]) -> WorkerState:
         failed=[name for name in first.failed if all(name in state.failed for state in told)],
         passed_s=max((s.passed_s for s in states if s.passed_s is not None), default=None),
         phases=first.phases,
+        untried=any(state.untried for state in states),
         devices={device: state.answers() for device, state in zip(devices, states, strict=True)},
     )
 

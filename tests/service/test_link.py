@@ -165,7 +165,8 @@ def test_a_picture_goes_out_and_its_result_comes_back(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with connected(tmp_path) as (line, worker):
             state = line.link.state
-            told = WorkerState(True, "ready", RUNNING, state.heard_s, phases=[("ready", 1.0)])
+            phases = [("ready", 1.0)]
+            told = WorkerState(True, "ready", RUNNING, state.heard_s, phases=phases, untried=True)
             assert state == told
             assert state.answers()
             asked = line.infer(7)
@@ -556,8 +557,17 @@ def test_the_last_pass_is_remembered_while_workers_come_and_go(tmp_path: Path) -
                 await line.states.get()
             second = await successor(tmp_path, line, worker)
             assert line.link.state.passed_s == worker.passed_s
+            assert line.link.state.passes(99), "the second may load for as long as it takes"
+            for _ in range(3):
+                second = await successor(tmp_path, line, second)
             assert (line.link.state.passes(99), line.link.state.passes(200)) == (False, True)
-            second.die()
+            second.passed_s = time.monotonic()
+            await second.status(ready=True)
+            while not line.link.state.passes(99):
+                await line.states.get()
+            third = await successor(tmp_path, line, second)
+            assert line.link.state.untried
+            third.die()
 
     run(scenario())
 

@@ -35,6 +35,8 @@ def test_liveness_means_that_the_device_has_lately_finished_a_pass(path: str) ->
                 fake.link.state = WorkerState(ready, passed_s=passed_s)
                 answer = client.get(path)
                 assert (answer.status_code, answer.json()) == (status, {"live": status == 200})
+        fake.link.state = WorkerState(phase="compiling", passed_s=passed_s, untried=True)
+        assert client.get(path).status_code == 200
 
 
 def test_a_draining_server_is_not_ready_and_answers_all_the_same() -> None:
