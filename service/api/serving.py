@@ -365,7 +365,7 @@ class Serving:
     ) -> Picture:
         if time.monotonic() > deadline_s:
             raise _late()
-        return self._decoders.prepare(data, manifest, keep_upright)
+        return self._decoders.prepare(data, manifest, keep_upright, deadline_s)
 
     def _measure(
         self, manifest: Manifest, trace: Trace, stage: str, seconds: float, ago_s: float = 0.0

@@ -4,6 +4,7 @@ process that may crash, hang or run out of memory at the cost of that picture al
 
 import hashlib
 import logging
+import math
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from PIL import Image
 
 from service.decoding.process import REFUSALS, request_of
 from service.decoding.wire import Header, receive, send
-from service.errors import ClientError, DecoderLost, NotReady, TooLarge
+from service.errors import ClientError, DeadlineExceeded, DecoderLost, NotReady, TooLarge
 from service.geometry import Size
 from service.images import SMALL, ImageLimits, check_start
 from service.pictures import Picture, Recipe, placement_of, prepare, prepare_ordinary
@@ -30,6 +31,8 @@ Fate = Literal["crashed", "killed", "slow"]
 
 IDLE_S = 60.0
 START_S = 30.0
+LEAST_S = 1.0
+"""That a decoder is given whatever the deadline: short ones must not cost a new process each."""
 ATTEMPTS = 2  # one more than the crash that something else may have caused
 REMEMBERED = 256
 REMEMBERED_S = 600.0  # not for ever: a machine that is busy enough is slow with any picture
@@ -70,10 +73,18 @@ class DecoderPool:
         self._closed = False
         self._refused: OrderedDict[bytes, tuple[float, type[ClientError], str]] = OrderedDict()
 
-    def prepare(self, data: bytes, recipe: Recipe, keep_upright: bool = False) -> Picture:
-        """Decode a picture and put it on its canvas.
+    def prepare(
+        self,
+        data: bytes,
+        recipe: Recipe,
+        keep_upright: bool = False,
+        deadline_s: float = math.inf,
+    ) -> Picture:
+        """Decode a picture and put it on its canvas. From ``deadline_s``, on the monotonic clock,
+        nobody waits for it any more, and a process that is still at it is ended.
 
         Raises:
+            DeadlineExceeded: it was such a one.
             BadImage, UnsupportedFormat: as ``images.Opened`` says.
             TooLarge: also where it took too long or too much memory.
             DecoderLost: it crashed its decoder, twice.
@@ -90,7 +101,7 @@ class DecoderPool:
             until_s, kind, message = refused
             if time.monotonic() < until_s:
                 raise kind(message)
-        return self._isolated(data, recipe, keep_upright)
+        return self._isolated(data, recipe, keep_upright, deadline_s)
 
     def prepare_small(
         self, data: bytes, recipe: Recipe, keep_upright: bool = False
@@ -109,7 +120,9 @@ class DecoderPool:
         for decoder in decoders:
             decoder.end()
 
-    def _isolated(self, data: bytes, recipe: Recipe, keep_upright: bool) -> Picture:
+    def _isolated(
+        self, data: bytes, recipe: Recipe, keep_upright: bool, deadline_s: float
+    ) -> Picture:
         request = request_of(recipe, self._limits, keep_upright)
         largest = max(canvas.height * canvas.width for canvas in recipe.canvases)
         most_bytes = 3 * (largest + self._limits.max_pixels)
@@ -117,9 +130,17 @@ class DecoderPool:
         while len(fates) < ATTEMPTS:
             started_s = time.monotonic()
             decoder = self._take()
+            left_s = max(deadline_s - time.monotonic(), LEAST_S)
+            limit_s = min(left_s, self._bounds.timeout_s)
             try:
-                answer = _answer(*decoder.ask(request, data, most_bytes), recipe, started_s)
+                reply = decoder.ask(request, data, most_bytes, limit_s)
+                answer = _answer(*reply, recipe, started_s)
             except TimeoutError:
+                if left_s < self._bounds.timeout_s:  # it may be fast enough for others
+                    self._drop(decoder, None)
+                    raise DeadlineExceeded(
+                        "the deadline passed before the picture was decoded"
+                    ) from None
                 self._drop(decoder, "slow")
                 raise self._refuse(
                     data,
@@ -199,7 +220,6 @@ class _Decoder:
     """The owner's end of one decoder process."""
 
     def __init__(self, command: list[str], bounds: Bounds, environment: Mapping[str, str]) -> None:
-        self._timeout_s = bounds.timeout_s
         self._answered = False
         self._peer, theirs = socket.socketpair()
         arguments = theirs.fileno(), bounds.memory_bytes, bounds.timeout_s, bounds.idle_s
@@ -228,8 +248,10 @@ class _Decoder:
     def wait_until_ready(self) -> None:
         receive(self._peer, 0, time.monotonic() + START_S)
 
-    def ask(self, request: Header, data: bytes, most_bytes: int) -> tuple[Header, list[bytearray]]:
-        deadline_s = time.monotonic() + self._timeout_s
+    def ask(
+        self, request: Header, data: bytes, most_bytes: int, limit_s: float
+    ) -> tuple[Header, list[bytearray]]:
+        deadline_s = time.monotonic() + limit_s
         send(self._peer, request, [data], deadline_s)
         reply = receive(self._peer, most_bytes, deadline_s)
         self._answered = True

@@ -22,7 +22,15 @@ import service.pictures
 from service.bundle import Manifest, load_repository
 from service.decoding import pool as pool_module
 from service.decoding.pool import Bounds, DecoderPool, Isolation
-from service.errors import BadImage, ClientError, DecoderLost, NotReady, TooLarge, UnsupportedFormat
+from service.errors import (
+    BadImage,
+    ClientError,
+    DeadlineExceeded,
+    DecoderLost,
+    NotReady,
+    TooLarge,
+    UnsupportedFormat,
+)
 from service.geometry import Size
 from service.images import ImageLimits, decode, is_ordinary
 from service.pictures import prepare
@@ -342,6 +350,29 @@ def test_a_picture_that_takes_too_long_is_refused_and_its_decoder_killed(
         pool.prepare(HOSTILE, manifest)
     assert lost == ["slow"]
     pool.prepare(PNG, manifest)
+
+
+def test_a_picture_that_nobody_waits_for_any_more_keeps_no_thread_and_is_not_blamed(
+    open_pool: Open, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[str] = []
+    pool = open_pool(timeout_s=3600.0, lost=lost, command=a_decoder_that("time.sleep(3600)"))
+    pool.prepare(PNG, manifest)
+    (decoder,) = decoders()
+    monkeypatch.setattr(pool_module, "LEAST_S", 0.1)
+    for _ in range(2):
+        with pytest.raises(DeadlineExceeded, match="before the picture was decoded"):
+            pool.prepare(HOSTILE, manifest, deadline_s=time.monotonic() + 0.2)
+    assert not decoder.is_running()
+    assert lost == []
+
+
+def test_a_short_deadline_costs_no_decoder(open_pool: Open, manifest: Manifest) -> None:
+    pool = open_pool()
+    pool.prepare(PNG, manifest)
+    before = decoders()
+    pool.prepare(PNG, manifest, deadline_s=time.monotonic())
+    assert decoders() == before
 
 
 def test_a_stopped_decoder_counts_as_too_slow(open_pool: Open, manifest: Manifest) -> None:
