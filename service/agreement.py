@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.geometry import Size
 from service.worker.runtimes.base import Array, Arrays
 
 SCORE_FLOOR = 0.5
@@ -13,6 +14,8 @@ LEAST_ROWS = 10
 SAME_OBJECT_IOU = 0.9
 SAME_EDGE = 1e-3
 """Boxes whose edges are as near as this are the same, however thin they are."""
+SAME_CELLS = 1
+"""Masks that differ in so few cells are the same, however small they are."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,29 @@ def compare_boxes(expected: Arrays, found: Arrays) -> BoxAgreement:
     return BoxAgreement(matched / max(total, 1), error)
 
 
-def compare_masks(expected: Arrays, found: Arrays) -> float:
-    """The smallest share, over the pictures, of pixels with the same segment and class, in all the
-    merged maps that there are.
+def compare_masks(
+    expected: Arrays, found: Arrays, canvas: Size, sizes: Array | None = None
+) -> float:
+    """The smallest of: the shares of cells with the same segment and class in each panoptic and
+    semantic map, and the share of the expected instances that were found, over all pictures.
+
+    Only cells count that show the picture: ``sizes`` (N, 2) are height and width of its part of the
+    ``canvas``, None for all of it. An instance is found where the same query has it with the same
+    class and a mask of at least that IoU.
     """
-    shares = []
+    shares, instances = [], []
     for picture in range(len(expected["logits"])):
         wanted, got = ({name: a[picture] for name, a in one.items()} for one in (expected, found))
+        seen = _seen(wanted["masks"].shape[1:], canvas, None if sizes is None else sizes[picture])
         if "panoptic_map" in wanted:
-            shares.append(float((_panoptic(wanted) == _panoptic(got)).all(axis=0).mean()))
+            same = (_panoptic(wanted) == _panoptic(got)).all(axis=0)
+            shares.append(float(same[seen].mean()))
         if "semantic_map" in wanted:
-            shares.append(float((wanted["semantic_map"] == got["semantic_map"]).mean()))
+            shares.append(float((wanted["semantic_map"] == got["semantic_map"])[seen].mean()))
         if "instance_masks" in wanted:
-            shares.append(_instances(wanted, got))
+            instances += _instances(wanted, got)
+    if instances:
+        shares.append(float(np.mean(instances)))
     return min(shares, default=1.0)
 
 
@@ -81,22 +94,41 @@ def _panoptic(answer: Arrays) -> Array:
     return np.stack([ids, classes[ids]])
 
 
-def _instances(wanted: Arrays, got: Arrays) -> float:
-    """The share of equal pixels over the instances that count, found by query and class."""
+def _seen(grid: tuple[int, ...], canvas: Size, size: Array | None) -> tuple[slice, slice]:
+    """The rows and columns of a map (h, w) that show the picture, as ``models.layers.valid_cells``
+    counts them, and at least one.
+    """
+    if size is None:
+        return slice(None), slice(None)
+    sides = zip(grid, (canvas.height, canvas.width), size, strict=True)
+    down, across = (
+        max(1, int((np.arange(cells) * side // cells < valid).sum()))
+        for cells, side, valid in sides
+    )
+    return slice(down), slice(across)
+
+
+def _instances(wanted: Arrays, got: Arrays) -> list[bool]:
+    """Whether each instance that counts was found, by query and class."""
     places = {
         (int(query), int(kind)): row
         for row, (query, kind) in enumerate(
             zip(got["instance_queries"], got["instance_classes"], strict=True)
         )
     }
-    shares = []
+    found = []
     for row in _rows_that_count(wanted["instance_scores"]):
         kind = int(wanted["instance_classes"][row])
         if kind < 0:
             continue
         other = places.get((int(wanted["instance_queries"][row]), kind))
-        equal = 0.0
-        if other is not None:
-            equal = float((wanted["instance_masks"][row] == got["instance_masks"][other]).mean())
-        shares.append(equal)
-    return float(np.mean(shares)) if shares else 1.0
+        found.append(
+            other is not None
+            and _same_mask(wanted["instance_masks"][row] > 0, got["instance_masks"][other] > 0)
+        )
+    return found
+
+
+def _same_mask(a: Array, b: Array) -> bool:
+    shared, either = int((a & b).sum()), int((a | b).sum())
+    return shared >= SAME_OBJECT_IOU * either or either - shared <= SAME_CELLS

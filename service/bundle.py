@@ -74,6 +74,9 @@ class Graph(Strict):
     sampling: Sampling | None = Field(
         default=None, description="of an engine graph with deformable attention, how it reads maps"
     )
+    calibrated_on: str | None = Field(
+        default=None, description="of an fp8 graph, the pictures that its scales were found on"
+    )
     inputs: list[Tensor]
     outputs: list[Tensor]
 
@@ -89,7 +92,8 @@ class Label(Strict):
 
 class Parity(Strict):
     """What one runtime in one precision was measured to do, against the checkpoint in PyTorch fp32
-    (int8 against the fp32 graph), on ``images`` pictures.
+    (int8 against the fp32 graph), on ``images`` pictures: the worse of alone and in a batch, but
+    for ``max_error`` and ``rms_error``, beside which ``batch_error`` stands.
     """
 
     runtime: Literal["onnxruntime", "openvino", "tensorrt"]
@@ -119,8 +123,9 @@ class Parity(Strict):
         default=None,
         ge=0,
         le=1,
-        description="smallest share, over the pictures, of pixels whose class and segment are "
-        "those of the reference",
+        description="the smaller of: the smallest share, over the pictures, of the valid part's "
+        "pixels with the reference's class and segment; the share of its instances that are found "
+        "with the same class and a mask's overlap (IoU) of at least 0.9",
     )
     top1_agreement: float | None = Field(
         default=None,

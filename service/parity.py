@@ -11,7 +11,7 @@ from PIL import Image
 from service.agreement import compare_boxes, compare_masks
 from service.bundle import Graph, Parity, Precision
 from service.geometry import Geometry, Size, choose_canvas, place, to_canvas
-from service.worker.runtimes.base import Arrays, Runtime
+from service.worker.runtimes.base import Array, Arrays, Runtime
 
 FP32_LIMIT = 1e-5
 COSINE_LIMIT = 0.999
@@ -41,26 +41,38 @@ def picture_inputs(
     canvases: list[Size],
     pictures: Sequence[Image.Image],
     most: int,
+    sizes: Sequence[Size] | None = None,
 ) -> Arrays:
-    """Inputs of a serving graph from at most so many pictures, those first that the server would
-    put on its canvas.
+    """Inputs of a serving graph from at most so many pictures, as ``own_first`` chooses them.
+
+    ``sizes`` of all pictures spare those that are not chosen from being decoded.
     """
-    placements = [place(geometry, _size(picture), graph.canvas) for picture in pictures]
-    chosen = [choose_canvas(geometry, _size(picture), canvases) for picture in pictures]
-    own_first = sorted(range(len(pictures)), key=lambda i: chosen[i] != graph.canvas)[:most]
-    count = len(own_first)
+    sizes = sizes or [_size(picture) for picture in pictures]
+    chosen = own_first(graph.canvas, geometry, canvases, sizes)[:most]
+    count = len(chosen)
+    placements = [place(geometry, sizes[i], graph.canvas) for i in chosen]
     inputs: Arrays = {
-        "images": np.stack([to_canvas(pictures[i], placements[i]) for i in own_first])
+        "images": np.stack(
+            [to_canvas(pictures[i], at) for i, at in zip(chosen, placements, strict=True)]
+        )
     }
     named = {tensor.name for tensor in graph.inputs}
     if "sizes" in named:
-        valid = [placements[i].valid for i in own_first]
+        valid = [at.valid for at in placements]
         inputs["sizes"] = np.array([[v.height, v.width] for v in valid], dtype=np.int32)
     if "threshold" in named:
         # Every other picture keeps nearly all queries, so that those of random weights merge too.
         inputs["threshold"] = np.where(np.arange(count) % 2, 0.02, 0.5).astype(np.float32)
         inputs["overlap_threshold"] = np.full(count, 0.8, dtype=np.float32)
     return inputs
+
+
+def own_first(
+    canvas: Size, geometry: Geometry, canvases: list[Size], sizes: Sequence[Size]
+) -> list[int]:
+    """Places of pictures of these sizes, those first that the server would put on this canvas."""
+    others = [choose_canvas(geometry, size, canvases) != canvas for size in sizes]
+    return sorted(range(len(sizes)), key=others.__getitem__)
 
 
 def run_alone(runtime: Runtime, inputs: Arrays) -> Arrays:
@@ -84,20 +96,33 @@ def run_in_batches(runtime: Runtime, inputs: Arrays, batch: int = 8) -> Arrays:
 
 def measure(graph: Graph, runtime: Runtime, expected: Arrays, inputs: Arrays) -> Parity:
     """How far the serving graph is from ``expected``, alone and in batches of eight."""
-    return compare(
-        graph, runtime, expected, run_alone(runtime, inputs), run_in_batches(runtime, inputs)
-    )
+    alone, batched = run_alone(runtime, inputs), run_in_batches(runtime, inputs)
+    return compare(graph, runtime, expected, alone, batched, inputs.get("sizes"))
 
 
 def compare(
-    graph: Graph, runtime: Runtime, expected: Arrays, found: Arrays, batched: Arrays
+    graph: Graph,
+    runtime: Runtime,
+    expected: Arrays,
+    found: Arrays,
+    other: Arrays,
+    sizes: Array | None = None,
 ) -> Parity:
-    """The figures of what a runtime ``found``, and beside other pictures (``batched``)."""
+    """The figures of what a runtime ``found``, and of the same pictures in batches of ``other``
+    size; ``sizes`` (N, 2) are the valid parts of padded ones.
+
+    Errors of scores are those of what was found, and ``batch_error`` is between the two. All else
+    is the worse of the two against ``expected``, for scores tell nothing of boxes or masks.
+    """
     errors = _score_errors(expected, found)
-    spread = _score_errors(found, batched)
-    boxes = compare_boxes(expected, found) if "boxes" in expected else None
-    attention = _error("attention", expected, found) if "attention" in expected else None
-    embedding = _error("embedding", expected, found) if "embedding" in expected else None
+    both = (found, other)
+    boxes = [compare_boxes(expected, one) for one in both] if "boxes" in expected else []
+    masks = (
+        [compare_masks(expected, one, graph.canvas, sizes) for one in both]
+        if "masks" in expected
+        else []
+    )
+    top1 = [_top1_agreement(expected, one) for one in both] if "embedding" in expected else []
     return Parity(
         runtime=runtime.name,  # type: ignore[arg-type]
         precision=runtime.precision,  # type: ignore[arg-type]
@@ -105,14 +130,14 @@ def compare(
         images=_count(expected),
         max_error=_largest(errors),
         rms_error=float(np.sqrt(np.square(errors).mean())),
-        cosine=min(_cosine(name, expected, found) for name in _compared(expected)),
-        top1_agreement=_top1_agreement(expected, found) if "embedding" in expected else None,
-        batch_error=_largest(spread),
-        embedding_error=None if embedding is None else _largest(embedding),
-        attention_error=None if attention is None else _largest(attention),
-        box_error=None if boxes is None else boxes.error,
-        box_agreement=None if boxes is None else boxes.agreement,
-        mask_agreement=compare_masks(expected, found) if "masks" in expected else None,
+        cosine=min(_cosine(name, expected, one) for name in _compared(expected) for one in both),
+        top1_agreement=min((share for share in top1 if share is not None), default=None),
+        batch_error=_largest(_score_errors(found, other)),
+        embedding_error=_worst("embedding", expected, both),
+        attention_error=_worst("attention", expected, both),
+        box_error=max((one.error for one in boxes), default=None),
+        box_agreement=min((one.agreement for one in boxes), default=None),
+        mask_agreement=min(masks, default=None),
     )
 
 
@@ -194,7 +219,7 @@ def _low_agreement(parity: Parity) -> list[str]:
             INT8_TOP1_LIMIT if parity.precision in EIGHT_BITS else 1.0,
         ),
         "share of boxes that agree": (parity.box_agreement, limit),
-        "share of pixels that agree": (parity.mask_agreement, limit),
+        "share of pixels or instances that agree": (parity.mask_agreement, limit),
     }
     return [
         f"{what} is {share:.3f} (limit {least:g})"
@@ -238,6 +263,13 @@ def _error(name: str, expected: Arrays, found: Arrays) -> Floats:
     if name != "embedding":
         return error
     return error / np.maximum(np.abs(wanted).max(axis=-1, keepdims=True), np.finfo(float).tiny)
+
+
+def _worst(name: str, expected: Arrays, answers: Sequence[Arrays]) -> float | None:
+    """The largest error of an output in any of the answers; None where there is no such output."""
+    if name not in expected:
+        return None
+    return max(_largest(_error(name, expected, one)) for one in answers)
 
 
 def _largest(error: Floats) -> float:

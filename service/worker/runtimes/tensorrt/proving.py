@@ -196,14 +196,14 @@ def judge(
 ) -> tuple[list[Parity], list[str]]:
     """The figures of each profile, from batches that fill it, and all objections to them.
 
-    A picture's answer in a full batch is also compared with the one that it has alone, in the
-    smallest batch.
+    A picture's answer alone, in the smallest batch, is held to the same, and compared with the one
+    that it has in a full batch.
     """
     alone = run_alone(runtime, inputs)
     figures, faults = [], []
     for batches in ranges:
         found = run_in_batches(runtime, inputs, batches.most)
-        parity = compare(graph, runtime, expected, found, alone)
+        parity = compare(graph, runtime, expected, found, alone, inputs.get("sizes"))
         figures.append(parity)
         faults += [f"in batches of {batches} the {fault}" for fault in objections(parity)]
     return figures, faults
