@@ -29,7 +29,7 @@ from export.plan import (
 )
 from export.preprocessor import Preprocessing, PreprocessorError, read_preprocessor
 from export.progress import Progress, Silent
-from export.proof import Subject, prove
+from export.proof import Subject, pictures_run, prove
 from export.repository import (
     check_name,
     describe_files,
@@ -117,7 +117,7 @@ def export_bundle(
     them bf16 is kept where it passes. ``engines`` are those of graphs that TensorRT engines can be
     built from (see ``export.to_tensorrt``), which have their own proof. ``wishes`` narrow what the
     model could do, and say how its answers are made. ``images`` is a folder of pictures to prove on
-    besides the sample scenes. ``preprocessor`` stands in for the checkpoint's
+    before the sample scenes. ``preprocessor`` stands in for the checkpoint's
     preprocessor_config.json. ``fast_pixels`` allows that pictures are resized in less time and,
     unless ``jpeg_scale`` is None, that large JPEGs are decoded at a fraction, see
     ``bundle.Decoding``; that has to pass, too.
@@ -144,6 +144,7 @@ def export_bundle(
             views.append(_view(loaded, size, processing, wishes, engines, first=not views))
         loaded = views[0].loaded
         macs = count_macs(loaded.model, *_network_inputs(loaded.model, sizes[0]))
+        shown = pictures_run(shown, processing.geometry, [view.canvas for view in views], macs)
         graphs, subjects = _write_graphs(folder, views, progress)
         parity = prove(
             folder,

@@ -135,7 +135,7 @@ def export(
     images: Annotated[
         Path | None,
         typer.Option(
-            exists=True, file_okay=False, help="Pictures to prove on, besides the sample scenes"
+            exists=True, file_okay=False, help="Pictures to prove on, before the sample scenes"
         ),
     ] = None,
     preprocessor: Annotated[

@@ -8,11 +8,19 @@ from torch import nn
 
 from export.explain import proof_inputs
 from export.parity import reference
+from export.pictures import Pictures
 from export.progress import Progress
 from service.bundle import Graph, Parity, Precision
 from service.errors import StartError
 from service.geometry import Geometry, Size
-from service.parity import measure, measure_explain, objections, picture_inputs, summary
+from service.parity import (
+    measure,
+    measure_explain,
+    objections,
+    own_first,
+    picture_inputs,
+    summary,
+)
 from service.worker.runtimes.base import Arrays, Runtime
 from service.worker.runtimes.choose import (
     FASTEST_FIRST,
@@ -61,7 +69,7 @@ def prove(
     Raises:
         StartError: what has to pass does not, with the figures and the limits.
     """
-    most = max(FEWEST_PICTURES, min(len(pictures), PROOF_MACS // macs))
+    most = _most(macs, len(pictures))
     canvases = list(dict.fromkeys(subject.graph.canvas for subject in subjects))
     progress.step(f"running the reference in PyTorch on {min(most, len(pictures))} pictures")
     cases = [_case(subject, geometry, canvases, pictures, most) for subject in subjects]
@@ -95,6 +103,20 @@ def prove(
             "install them with: pip install 'saccade[export]'"
         )
     return proven
+
+
+def pictures_run(
+    pictures: Pictures, geometry: Geometry, canvases: list[Size], macs: int
+) -> Pictures:
+    """Those that ``prove`` runs at one canvas or another, of a network of so many ``macs``."""
+    sizes = [Size(height=image.height, width=image.width) for image in pictures.images]
+    most = _most(macs, len(sizes))
+    run = {i for canvas in canvases for i in own_first(canvas, geometry, canvases, sizes)[:most]}
+    return pictures.only(sorted(run))
+
+
+def _most(macs: int, pictures: int) -> int:
+    return max(FEWEST_PICTURES, min(pictures, PROOF_MACS // macs))
 
 
 def _examine(folder: Path, cases: list[_Case], choice: Choice) -> tuple[list[Parity], list[str]]:

@@ -2,16 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
-from PIL import Image
 
-from export.pictures import SUFFIXES
+from export.pictures import Files, split
 from export.progress import Progress, Silent
 from export.proof import FEWEST_PICTURES
 from export.repository import describe_files, enough_room, replace_manifest
@@ -19,7 +17,6 @@ from export.to_int8 import METHOD, quantize
 from export.to_onnx import save
 from service.bundle import Bundle, Graph, Manifest, Parity, Quantization
 from service.errors import BadBundle, StartError
-from service.images import ImageLimits, decode
 from service.parity import measure, objections, picture_inputs, run_alone, summary
 from service.worker.runtimes.base import Arrays
 from service.worker.runtimes.choose import (
@@ -32,8 +29,6 @@ from service.worker.runtimes.choose import (
 )
 
 WEIGHTS = "weights-int8.bin"
-FEWEST_FILES = 32
-MOST_CALIBRATION, MOST_PROOF = 64, 512
 PROOF_MACS = 4_000_000_000_000
 """What the pictures of one graph may cost each time that they are run: 8 bits ask for more pictures
 than a rounding of the arithmetic does."""
@@ -41,20 +36,6 @@ than a rounding of the arithmetic does."""
 
 _Case = tuple[Graph, Arrays, Arrays]
 """An int8 graph, inputs, and what the fp32 graph makes of them."""
-
-
-class Files(Sequence[Image.Image]):
-    """Pictures that are decoded when they are looked at, since hundreds do not fit in memory."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        """One picture, upright, in RGB."""
-        return decode(self._paths[index].read_bytes(), ImageLimits())
 
 
 def add_int8(bundle: Bundle, images: Path, progress: Progress | None = None) -> Bundle:
@@ -69,7 +50,7 @@ def add_int8(bundle: Bundle, images: Path, progress: Progress | None = None) -> 
         ClientError: a picture cannot be decoded.
     """
     progress = progress or Silent()
-    calibration, proof = _split(images)
+    calibration, proof = split(images, "int8")
     manifest = without_int8(bundle.manifest)
     with enough_room(bundle.folder), TemporaryDirectory(dir=bundle.folder, prefix=".int8-") as name:
         folder = Path(name)
@@ -113,25 +94,11 @@ def without_int8(manifest: Manifest) -> Manifest:
     )
 
 
-def _split(images: Path) -> tuple[list[Path], list[Path]]:
-    """Pictures to calibrate with, and others to prove on."""
-    paths = sorted(path for path in images.glob("*") if path.suffix.lower() in SUFFIXES)
-    if len(paths) < FEWEST_FILES:
-        raise StartError(
-            f"{images} holds {len(paths)} pictures; int8 needs at least {FEWEST_FILES} of the kind "
-            "that the model will see (JPEG, PNG or WebP), half to calibrate and half to prove it, "
-            "and better hundreds"
-        )
-    calibration = paths[::2][:MOST_CALIBRATION]
-    taken = set(calibration)
-    return calibration, [path for path in paths if path not in taken][:MOST_PROOF]
-
-
 def _write_graphs(
     bundle: Bundle, manifest: Manifest, folder: Path, pictures: Files, progress: Progress
 ) -> list[Graph]:
     """One int8 graph per serving graph, and their weights as far as the bundle lacks them."""
-    exported = [ir.load(bundle.folder / file) for file in {g.file for g in manifest.graphs}]
+    exported = [ir.load(bundle.folder / g.file) for g in manifest.graphs if g.precision != "fp8"]
     made: dict[str, ir.Model] = {}
     graphs = []
     for graph in manifest.graphs:
@@ -215,7 +182,9 @@ def _reference() -> Choice:
 
 def _inputs(manifest: Manifest, graph: Graph, pictures: Files, most: int) -> Arrays:
     """Pictures as the server prepares them, with the thresholds of a request that names none."""
-    inputs = picture_inputs(graph, manifest.geometry, manifest.canvases, pictures, most)
+    inputs = picture_inputs(
+        graph, manifest.geometry, manifest.canvases, pictures, most, pictures.sizes
+    )
     if manifest.segmentation is not None:
         for name in ("threshold", "overlap_threshold"):
             least = getattr(manifest.segmentation, name)

@@ -88,8 +88,9 @@ def save(
     """Write the graphs, by file name, and one file of weights beside them.
 
     Tensors of equal type and content are stored once, whether in one graph or in several, and not
-    at all where the graphs ``beside``, which lie in the same folder, have them in a file. The
-    graphs in memory refer to the files afterwards.
+    at all where the graphs ``beside``, which lie in the same folder, have them in ``weights.bin``,
+    the one file that stays while its bundle does. The graphs in memory refer to the files
+    afterwards.
     """
     places = _places(beside)
     with (folder / weights).open("wb") as file:
@@ -146,12 +147,14 @@ def _key(dtype: ir.DataType, content: bytes) -> str:
 
 
 def _places(graphs: Iterable[ir.Model]) -> dict[str, tuple[str, int, int]]:
-    """File, offset and length of what graphs keep in files, by the digest of the content."""
+    """File, offset and length of what graphs keep in ``weights.bin``, by the digest of the
+    content.
+    """
     found = {}
     for model in graphs:
         for value in model.graph.initializers.values():
             tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor):
+            if isinstance(tensor, ir.ExternalTensor) and str(tensor.location) == WEIGHTS:
                 key = _key(tensor.dtype, tensor.tobytes())
                 found[key] = str(tensor.location), tensor.offset or 0, tensor.nbytes
     return found

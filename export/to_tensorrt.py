@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from export.pictures import collect
+from export.pictures import MOST, SCENES, Files, collect, files, split
 from export.progress import Progress, Silent
 from export.repository import describe_files, enough_room, replace_manifest
 from export.to_fp8 import modelopt, quantize_to_fp8
@@ -23,7 +23,6 @@ from service.worker.runtimes.cache import CompiledCache
 from service.worker.runtimes.tensorrt.proving import Proven, Workshop, build_proven, workshop
 
 FP8_WEIGHTS = "weights-fp8.bin"
-MOST_CALIBRATION = 512
 
 
 def build_engines(
@@ -42,20 +41,30 @@ def build_engines(
 
     Each has a profile for every one of ``batches`` (see ``batch_ranges``). Engines of other
     machines stay; one of this machine in the same precision is replaced. ``images`` is a folder of
-    pictures to prove on, besides the sample scenes. ``detail`` hears how far a step is.
+    pictures to prove on, before the sample scenes; fp8 needs one, of which every second picture
+    finds the scales and the others prove. ``detail`` hears how far a step is.
 
     Raises:
-        StartError: there is no library or device, the bundle has no graph for this, or an engine is
-        not right or not in that precision; the bundle is as it was then, but for fp8 graphs, which
-        stay for another try.
+        StartError: there is no library or device, the bundle has no graph for this, fp8 has too few
+        pictures, or an engine is not right or not in that precision; the bundle is as it was then,
+        but for fp8 graphs, which stay for another try.
     """
     progress = progress or Silent()
     if precision == "int8":
         raise StartError("engines are built in bf16, fp16, fp32 and fp8; int8 runs on CPUs here")
+    calibration: list[Path] = []
     if precision == "fp8":
         modelopt()
+        if images is None:
+            raise StartError(
+                "fp8 finds its scales on pictures of the kind that the model will see; name a "
+                "folder of them with --images"
+            )
+        calibration, proof = split(images, "fp8")
+        pictures: Sequence[Image.Image] = Files([*proof[:MOST], *files(SCENES)])
+    else:
+        pictures = collect(images).images
     tools = tools or workshop(device, cache)
-    pictures = collect(images).images
     ranges = batch_ranges(list(batches))
 
     def told(text: str) -> None:
@@ -66,7 +75,7 @@ def build_engines(
 
     with enough_room(bundle.folder):
         if precision == "fp8":
-            bundle = add_fp8_graphs(bundle, pictures, progress)
+            bundle = add_fp8_graphs(bundle, calibration, progress)
         found = []
         for canvas in bundle.manifest.canvases:
             proven = build_proven(bundle, canvas, precision, ranges, tools, pictures, told)
@@ -77,22 +86,29 @@ def build_engines(
 
 
 def add_fp8_graphs(
-    bundle: Bundle, pictures: Sequence[Image.Image], progress: Progress | None = None
+    bundle: Bundle, calibration: Sequence[Path], progress: Progress | None = None
 ) -> Bundle:
-    """Give a bundle graphs for fp8 engines, made of those in fp32; earlier ones are replaced.
+    """Give a bundle graphs for fp8 engines, made of those in fp32 with scales from these pictures;
+    earlier ones are replaced.
 
     Raises:
         StartError: ModelOpt is not installed, or a graph cannot be made.
     """
     progress, manifest = progress or Silent(), bundle.manifest
     models, graphs = {}, []
+    pictures = Files(calibration)
     with TemporaryDirectory(dir=bundle.folder, prefix=".fp8-") as name:
         folder = Path(name)
         for number, canvas in enumerate(manifest.canvases):
             source = _fp32_source(manifest, canvas)
             progress.step(f"making the fp8 graph for {canvas} with ModelOpt")
             inputs = picture_inputs(
-                source, manifest.geometry, manifest.canvases, list(pictures), MOST_CALIBRATION
+                source,
+                manifest.geometry,
+                manifest.canvases,
+                pictures,
+                len(pictures),
+                pictures.sizes,
             )
             model = quantize_to_fp8(bundle.path(source), inputs, folder)
             file = "engine-fp8" + (f"-{canvas}" if number else "") + ".onnx"
@@ -104,6 +120,7 @@ def add_fp8_graphs(
                     canvas=canvas,
                     precision="fp8",
                     sampling=source.sampling,
+                    calibrated_on=f"{len(calibration)} given pictures",
                     **signature(model),
                 )
             )

@@ -17,7 +17,8 @@ import typer
 from export.demo.build import REPOSITORY
 from export.demo.measure import Shown, measured, show
 from export.demo.pool import scene
-from export.quantize import MOST_CALIBRATION, MOST_PROOF, add_int8
+from export.pictures import MOST_CALIBRATION, MOST_PROOF
+from export.quantize import add_int8
 from service.bundle import MANIFEST, Accuracy, Bundle, Manifest, load_bundle, load_repository
 from service.errors import StartError
 from service.worker.runtimes.choose import candidates

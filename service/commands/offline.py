@@ -64,7 +64,10 @@ def build_engines(
     images: Annotated[
         Path | None,
         typer.Option(
-            exists=True, file_okay=False, help="Pictures to prove on, besides the sample scenes"
+            exists=True,
+            file_okay=False,
+            help="Pictures to prove on, before the sample scenes; fp8 takes every second one to "
+            "calibrate and needs 32",
         ),
     ] = None,
 ) -> None:

@@ -11,15 +11,16 @@ from PIL import Image
 
 from export import proof
 from export.heads import Entry, Explain, Serve
-from export.pictures import collect, generate
+from export.pictures import Files, Pictures, collect, generate
 from export.progress import Silent
-from export.proof import Subject, prove
+from export.proof import Subject, pictures_run, prove
 from models.checkpoints import load_model, open_checkpoint
 from service import parity as figures
 from service.bundle import Bundle, Graph, Parity
 from service.errors import StartError
-from service.geometry import Geometry, Size
-from service.parity import measure, objections, run_in_batches
+from service.geometry import Geometry, Resize, Size
+from service.images import ImageLimits, decode
+from service.parity import measure, objections, picture_inputs, run_in_batches
 from service.worker.runtimes.base import Arrays, Signature
 from service.worker.runtimes.choose import Choice, supports
 
@@ -120,7 +121,76 @@ def test_what_neighbours_change_is_measured() -> None:
     assert found.max_error == 0
     assert found.batch_error is not None
     assert found.batch_error > 1e-3
-    assert "alone and batched" in objections(found)[0]
+    assert "alone and batched" in objections(found)[-1]
+
+
+class Neighbours:
+    """Answers a picture alone with ``alone``, and with ``beside`` in a batch."""
+
+    name = "openvino"
+    device = "cpu"
+    streams = threads = 1
+
+    def __init__(self, precision: str, alone: Arrays, beside: Arrays) -> None:
+        self.inputs: dict[str, Signature] = {}
+        self.outputs: dict[str, Signature] = {}
+        self.precision = precision
+        self.alone, self.beside = alone, beside
+
+    def run(self, inputs: Arrays, wanted: Collection[str] | None = None) -> Arrays:
+        places = inputs["images"]
+        answers = self.alone if len(places) == 1 else self.beside
+        return {name: array[places] for name, array in answers.items()}
+
+
+def detected() -> Arrays:
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 0.4, (2, 12, 2))
+    return {
+        "scores": np.tile(np.linspace(0.9, 0.2, 12, dtype=np.float32), (2, 1)),
+        "classes": np.stack([np.arange(12), np.arange(12)[::-1]]).astype(np.int32),
+        "boxes": np.concatenate([corners, corners + 0.3], axis=2).astype(np.float32),
+    }
+
+
+def segmented() -> Arrays:
+    random = np.random.default_rng(0)
+    return {
+        "logits": random.standard_normal((2, 5, 4)).astype(np.float32),
+        "masks": random.standard_normal((2, 5, 6, 6)).astype(np.float32),
+        "panoptic_map": random.integers(0, 6, (2, 6, 6), dtype=np.int32),
+        "panoptic_classes": np.tile(np.arange(5, dtype=np.int32), (2, 1)),
+    }
+
+
+def classified() -> Arrays:
+    attention = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (2, 1))
+    return outputs(LOGITS) | {"attention": attention}
+
+
+@pytest.mark.parametrize(
+    ("answers", "name", "precisions"),
+    [
+        (detected(), "boxes", ("fp32", "bf16")),
+        (detected(), "classes", ("fp32", "bf16")),
+        (segmented(), "masks", ("fp32", "bf16")),
+        (segmented(), "panoptic_map", ("fp32", "bf16")),
+        (segmented(), "panoptic_classes", ("fp32", "bf16")),
+        (classified(), "embedding", ("fp32",)),
+        (classified(), "attention", ("fp32",)),
+    ],
+)
+def test_every_output_is_judged_in_batches_too(
+    answers: Arrays, name: str, precisions: tuple[str, ...]
+) -> None:
+    """Scores stay right; everybody in a batch gets the first picture's other output, or none."""
+    for precision in precisions:
+        right = measure(GRAPH, Neighbours(precision, answers, answers), answers, INPUTS)
+        assert objections(right) == []
+        for wrong in (np.repeat(answers[name][:1], 2, axis=0), np.zeros_like(answers[name])):
+            runtime = Neighbours(precision, answers, answers | {name: wrong})
+            if not np.array_equal(wrong, answers[name]):
+                assert objections(measure(GRAPH, runtime, answers, INPUTS)), precision
 
 
 def test_batches_are_always_full() -> None:
@@ -240,7 +310,7 @@ def test_an_export_without_any_runtime_is_refused(
         prove(*case, None, Silent())
 
 
-def test_pictures_are_the_scenes_and_those_given(tmp_path: Path) -> None:
+def test_pictures_are_those_given_and_then_the_scenes(tmp_path: Path) -> None:
     scenes, given, empty = tmp_path / "scenes", tmp_path / "given", tmp_path / "empty"
     for folder in (scenes, given, empty):
         folder.mkdir()
@@ -249,11 +319,53 @@ def test_pictures_are_the_scenes_and_those_given(tmp_path: Path) -> None:
     second.save(given / "b.png")
     (given / "notes.txt").write_text("no picture")
     found = collect(given, scenes)
-    assert [image.size for image in found.images] == [(60, 40), (30, 50)]
-    assert found.description == "1 sample scenes, 1 given pictures"
+    assert [image.size for image in found.images] == [(30, 50), (60, 40)]
+    assert found.description == "1 given pictures, 1 sample scenes"
     assert collect(None, empty).description == "6 generated pictures"
     with pytest.raises(StartError, match="holds no pictures"):
         collect(empty, scenes)
+
+
+def test_of_a_large_network_the_pictures_given_are_run_and_only_those_are_told() -> None:
+    wide, tall = Size(height=64, width=96), Size(height=96, width=64)
+    resize = Resize(mode="squash", height=64, width=96)
+    geometry = Geometry(nominal=wide, resize=resize, placement="stretch")
+    pictures = Pictures(
+        generate(((64, 96), (96, 64), *[(64, 96)] * 6)),
+        ["given pictures"] * 4 + ["sample scenes"] * 4,
+    )
+    run = pictures_run(pictures, geometry, [wide, tall], macs=proof.PROOF_MACS)
+    assert run.description == "4 given pictures, 1 sample scenes"  # the fifth fills up the wide
+    for canvas in (wide, tall):
+        graph = GRAPH.model_copy(update={"canvas": canvas})
+        chosen, among_all = (
+            picture_inputs(graph, geometry, [wide, tall], shown.images, proof.FEWEST_PICTURES)
+            for shown in (run, pictures)
+        )
+        assert np.array_equal(chosen["images"], among_all["images"])
+    everything = pictures_run(pictures, geometry, [wide, tall], macs=1)
+    assert everything.description == "4 given pictures, 4 sample scenes"
+
+
+def test_only_pictures_that_are_run_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    def recorded(data: bytes, limits: ImageLimits) -> Image.Image:
+        decoded.append(data)
+        return decode(data, limits)
+
+    monkeypatch.setattr("export.pictures.decode", recorded)
+    for number, picture in enumerate(generate(((64, 96), (96, 64), (64, 96), (64, 96)))):
+        picture.save(tmp_path / f"{number}.png")
+    shown = Files(sorted(tmp_path.iterdir()))
+    wide, tall = Size(height=64, width=96), Size(height=96, width=64)
+    resize = Resize(mode="squash", height=64, width=96)
+    geometry = Geometry(nominal=wide, resize=resize, placement="stretch")
+    graph = GRAPH.model_copy(update={"canvas": tall})
+    picture_inputs(graph, geometry, [wide, tall], shown, 2, shown.sizes)
+    assert decoded == [(tmp_path / f"{number}.png").read_bytes() for number in (1, 0)]
 
 
 def test_generated_pictures_are_the_same_every_time_and_not_flat() -> None:

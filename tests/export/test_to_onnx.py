@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from PIL import Image
@@ -167,3 +168,38 @@ def test_tracing_twice_gives_the_same_bytes_and_says_nothing(
         digests.append([hashlib.sha256((tmp_path / name).read_bytes()).digest() for name in names])
     assert digests[0] == digests[1]
     assert capfd.readouterr() == ("", "")
+
+
+def test_weights_are_shared_with_the_file_that_stays_and_with_no_other(tmp_path: Path) -> None:
+    class Product(torch.nn.Module):
+        def __init__(self, weight: torch.Tensor) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(weight)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"y": x @ self.weight}
+
+    def traced(weight: torch.Tensor) -> ir.Model:
+        return trace(Product(weight), {"x": torch.zeros(2, 16)})
+
+    def places(file: str) -> set[str]:
+        made = onnx.load(tmp_path / file, load_external_data=False)
+        return {
+            entry.value
+            for tensor in made.graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+
+    weight, other = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    save({"model.onnx": traced(weight)}, tmp_path)
+    save({"fp8.onnx": traced(weight), "fp8-2.onnx": traced(other)}, tmp_path, "weights-fp8.bin")
+    for order in (
+        ("model.onnx", "fp8.onnx", "fp8-2.onnx"),
+        ("fp8-2.onnx", "fp8.onnx", "model.onnx"),
+    ):
+        beside = [ir.load(tmp_path / file) for file in order]
+        made = {"int8.onnx": traced(weight), "int8-2.onnx": traced(other)}
+        save(made, tmp_path, "weights-int8.bin", beside)
+        assert places("int8.onnx") == {WEIGHTS}
+        assert places("int8-2.onnx") == {"weights-int8.bin"}

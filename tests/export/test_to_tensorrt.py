@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from export import to_fp8
 from export.heads import Entry
+from export.pictures import SCENES, files, generate
 from export.plan import Wishes, serving_examples, serving_head
 from export.to_onnx import PLUGIN, save, trace
 from export.to_tensorrt import build_engines
@@ -28,7 +29,7 @@ from models.vit import ViT, ViTConfig
 from service.bundle import Bundle, load_bundle
 from service.engines import BatchRange, Machine, batch_ranges
 from service.errors import BadBundle, StartError
-from service.geometry import Size
+from service.geometry import Size, place, to_canvas
 from service.settings import DEMO_REPOSITORY
 from service.worker.runtimes.base import Arrays
 from service.worker.runtimes.choose import Choice, open_graph
@@ -40,7 +41,7 @@ from service.worker.runtimes.tensorrt.building import (
     wrong_types,
 )
 from service.worker.runtimes.tensorrt.library import Library, fault, load, machine
-from service.worker.runtimes.tensorrt.proving import Opened, Workshop
+from service.worker.runtimes.tensorrt.proving import Opened, Workshop, build_proven
 
 CANVAS = Size(height=64, width=64)
 CLASSES = 4
@@ -400,16 +401,46 @@ def test_fp8_is_made_by_modelopt_of_every_canvas(
             asked.append(wishes)
             onnx.save(onnx.load(path), wishes["output_path"])
 
+    shown: list[bytes] = []
+
+    def proven(*wishes: Any) -> Any:
+        shown.extend(picture.tobytes() for picture in wishes[5])
+        return build_proven(*wishes)
+
     monkeypatch.setattr(to_fp8, "modelopt", lambda: ModelOpt)
     monkeypatch.setattr("export.to_tensorrt.modelopt", lambda: ModelOpt)
+    monkeypatch.setattr("export.to_tensorrt.build_proven", proven)
     bundle = copied(tmp_path)
+    given = tmp_path / "given"
+    given.mkdir()
+    pictures = generate(((32, 32),) * 32)
+    for number, picture in enumerate(pictures):
+        picture.save(given / f"{number:02}.png")
     with pytest.raises(BadBundle, match="0% of its products are in fp8"):
-        build_engines(bundle, "fp8", [1], tools=tools())
+        build_engines(bundle, "fp8", [1], images=given, tools=tools())
     assert asked[0]["quantize_mode"] == "fp8"
-    assert asked[0]["calibration_data"]["images"].dtype == np.uint8
+    calibrated = asked[0]["calibration_data"]["images"]
+    assert calibrated.dtype == np.uint8
+    geometry, canvas = bundle.manifest.geometry, bundle.manifest.canvases[0]
+    at = place(geometry, Size(height=32, width=32), canvas)
+    assert np.array_equal(calibrated, [to_canvas(picture, at) for picture in pictures[::2]])
+    assert shown[:16] == [picture.tobytes() for picture in pictures[1::2]]
+    assert len(shown) == 16 + len(files(SCENES))
     graphs = load_bundle(bundle.folder).manifest.engine_graphs(bundle.manifest.canvases[0], "fp8")
     assert [graph.file for graph in graphs] == ["engine-fp8.onnx"]
+    assert graphs[0].calibrated_on == "16 given pictures"
     load_bundle(bundle.folder).verify()
+
+
+def test_fp8_without_pictures_to_calibrate_with_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.to_tensorrt.modelopt", lambda: None)
+    bundle = copied(tmp_path)
+    with pytest.raises(StartError, match="name a folder of them with --images"):
+        build_engines(bundle, "fp8", [1], tools=tools())
+    with pytest.raises(StartError, match="holds 0 pictures; fp8 needs at least 32"):
+        build_engines(bundle, "fp8", [1], images=tmp_path, tools=tools())
 
 
 def test_graphs_with_grid_sample_are_not_quantised_to_fp8(
