@@ -295,7 +295,9 @@ def _format_of(data: bytes) -> Format:
 
 
 def _png_canvas(data: bytes) -> tuple[int, int]:
-    """Width and height by the first chunk; (0, 0) where Pillow will refuse the file anyway."""
+    """Width and height by the first chunk; (0, 0) where that is another one, or cut off: then the
+    size that Pillow finds is looked at, which decodes nothing before.
+    """
     if data[12:16] != b"IHDR" or len(data) < 24:
         return 0, 0
     return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])

@@ -114,7 +114,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=20 * 2**20, ge=1024, description="Largest request body")
     max_images: int = Field(default=16, ge=1, le=1024, description="Pictures in one request")
     max_pixels: int = Field(
-        default=64_000_000, ge=1024, description="Pixels of one picture, before decoding"
+        default=64_000_000,
+        ge=1024,
+        le=178_956_970,  # Pillow refuses more, by a global that is not ours to change
+        description="Pixels of one picture, before decoding; at most 178956970",
     )
     timeout_s: float = Field(
         default=30.0,

@@ -1,5 +1,6 @@
 """The routes for whoever operates the server: health and metrics."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -70,4 +71,6 @@ async def metrics(request: Request) -> Response:
     serving: Serving = request.state.serving
     if serving.settings.metrics_access == "off":
         raise HTTPException(404)
-    return Response(serving.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    # Tens of milliseconds where there are many processes, for which requests must not wait.
+    text = await asyncio.to_thread(serving.metrics.render)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -1,5 +1,6 @@
 """What operators and machines see: health, models, metrics, request ids, problems, OpenAPI."""
 
+import asyncio
 import base64
 import logging
 import re
@@ -224,6 +225,19 @@ def test_server_timing_tells_the_stages_in_milliseconds_and_on_errors_what_there
     assert "encode" in timing_of(png.headers["server-timing"])
     assert list(timing_of(refused.headers["server-timing"])) == ["total"]
     assert "server-timing" not in health.headers
+
+
+def test_a_scrape_is_written_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeApp()
+
+    def render() -> bytes:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return b"text"
+
+    monkeypatch.setattr(fake.metrics, "render", render)
+    with fake.client() as client:
+        assert client.get("/metrics").text == "text"
 
 
 def test_metrics_count_by_what_is_served_and_never_by_what_clients_say() -> None:

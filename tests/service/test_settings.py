@@ -116,6 +116,7 @@ def test_variables_of_others_are_none_of_our_business(monkeypatch: pytest.Monkey
         ("device", "auto,cpu", "auto, cpu, cuda"),
         ("precision", "fp64", "'bf16'"),
         ("max_batch", "0", "1"),
+        ("max_pixels", "178956971", "178956970"),
         ("timeout_s", "nan", "3600"),
         ("timeout_s", "0", "greater than 0"),
         ("grace_s", "inf", "3600"),
