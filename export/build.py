@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -16,11 +16,13 @@ from export import decoding
 from export.canvases import padded_canvases
 from export.explain import explain_examples, explain_section
 from export.heads import Entry, Explain
+from export.label_sets import are_placeholders, read_labels
 from export.pictures import Pictures, collect
 from export.plan import (
     Wishes,
     defaults_of,
     labels_of,
+    narrowed,
     segmentation_of,
     serving_examples,
     serving_head,
@@ -70,6 +72,9 @@ _PROCESSORS = {
 # Model types that refuse pictures of another size unless told to resample their positions.
 _FIXED_SIZE = {"vit", "deit", "vit_mae"}
 
+# Model types that are not told where the picture ends, so that padding changes what they see.
+_SEES_PADDING = {"maskformer", "mask2former"}
+
 
 @dataclass(frozen=True)
 class _Head:
@@ -106,6 +111,7 @@ def export_bundle(
     images: Path | None = None,
     revision: str | None = None,
     preprocessor: Path | None = None,
+    labels: Path | None = None,
     fast_pixels: bool = False,
     jpeg_scale: float | None = decoding.JPEG_SCALE,
     progress: Progress | None = None,
@@ -118,9 +124,9 @@ def export_bundle(
     built from (see ``export.to_tensorrt``), which have their own proof. ``wishes`` narrow what the
     model could do, and say how its answers are made. ``images`` is a folder of pictures to prove on
     before the sample scenes. ``preprocessor`` stands in for the checkpoint's
-    preprocessor_config.json. ``fast_pixels`` allows that pictures are resized in less time and,
-    unless ``jpeg_scale`` is None, that large JPEGs are decoded at a fraction, see
-    ``bundle.Decoding``; that has to pass, too.
+    preprocessor_config.json, and ``labels`` for the names of its classes, see ``read_labels``.
+    ``fast_pixels`` allows that pictures are resized in less time and, unless ``jpeg_scale`` is
+    None, that large JPEGs are decoded at a fraction, see ``bundle.Decoding``; that has to pass, too.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or is not supported.
@@ -135,14 +141,19 @@ def export_bundle(
     with unfinished_version(out, name, version) as folder:
         shown = collect(images)
         config = _preprocessor_config(checkpoint, preprocessor)
-        sizes = list(dict.fromkeys(canvases or _own_canvases(checkpoint, config)))
+        sizes = list(dict.fromkeys(canvases or own_canvases(checkpoint, config)))
         processing = _read(config, sizes[0])
         views: list[_View] = []
         for size in sizes:
             progress.step(f"loading the weights for {size[0]}x{size[1]}")
-            loaded = load_model(checkpoint, size)
+            loaded = _named(narrowed(load_model(checkpoint, size), wishes), labels)
             views.append(_view(loaded, size, processing, wishes, engines, first=not views))
         loaded = views[0].loaded
+        if are_placeholders(loaded.labels):
+            progress.notice(
+                f"{checkpoint.source} does not name its classes, so answers say "
+                f"{loaded.labels[0]} and the like; name them with --labels FILE"
+            )
         macs = count_macs(loaded.model, *_network_inputs(loaded.model, sizes[0]))
         shown = pictures_run(shown, processing.geometry, [view.canvas for view in views], macs)
         graphs, subjects = _write_graphs(folder, views, progress)
@@ -191,16 +202,14 @@ def _view(
     engines: Sequence[bundle.Precision],
     first: bool,
 ) -> _View:
-    entry = Entry(
-        processing.scale, processing.mean, processing.std, flip_channels=processing.flip_channels
-    )
+    entry = Entry(processing.scale, processing.mean, processing.std)
     canvas = Size(height=size[0], width=size[1])
     suffix = "" if first else f"-{canvas}"
     padded = processing.geometry.placement == "pad"
     serve = serving_head(loaded, entry, canvas, wishes)
     heads = {f"model{suffix}.onnx": _Head("serve", serve, serving_examples(serve, canvas, padded))}
     if "attention" in tasks_of(loaded, wishes.tasks):
-        explain = Explain(entry, loaded.model, loaded.activation or "softmax")
+        explain = Explain(entry, loaded.model)
         examples = explain_examples(loaded, canvas, padded)
         heads[f"explain{suffix}.onnx"] = _Head("explain", explain, examples)
     for precision, form in _typed_variants(loaded.model, engines):
@@ -277,7 +286,16 @@ def _preprocessor_config(checkpoint: Checkpoint, given: Path | None) -> dict[str
     return config
 
 
-def _own_canvases(checkpoint: Checkpoint, config: dict[str, Any]) -> list[Canvas]:
+def _named(loaded: Loaded, labels: Path | None) -> Loaded:
+    """With the class names of a file, if one is given."""
+    if labels is None:
+        return loaded
+    if not loaded.labels:
+        raise StartError(f"--labels {labels}: {loaded.architecture} has no classes to be named")
+    return replace(loaded, labels=read_labels(labels, len(loaded.labels)))
+
+
+def own_canvases(checkpoint: Checkpoint, config: dict[str, Any]) -> list[Canvas]:
     """Where the preprocessor ends, if it fixes that; else what the checkpoint says of itself.
 
     Raises:
@@ -287,12 +305,13 @@ def _own_canvases(checkpoint: Checkpoint, config: dict[str, Any]) -> list[Canvas
     try:
         geometry = read_preprocessor(config).geometry
     except PreprocessorError:
-        return [default_canvas(checkpoint)]
-    nominal = geometry.nominal
-    if geometry.placement == "pad":
-        return [(canvas.height, canvas.width) for canvas in padded_canvases(geometry)]
+        return [default_canvas(checkpoint, config)]
+    nominal, kind = geometry.nominal, checkpoint.config.get("model_type")
+    if geometry.placement == "pad" and config.get("pad_size") is None:
+        canvases = padded_canvases(geometry, sees_padding=kind in _SEES_PADDING)
+        return [(canvas.height, canvas.width) for canvas in canvases]
     own = checkpoint.config.get("image_size")
-    fixed = checkpoint.config.get("model_type") in _FIXED_SIZE and own is not None
+    fixed = kind in _FIXED_SIZE and own is not None
     if fixed and sides(own) != (nominal.height, nominal.width):
         height, width = sides(own)
         raise StartError(

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from export.build import export_bundle
 from export.decoding import JPEG_SCALE, allow_fast, keep_exact
+from export.label_sets import lines_of
 from export.plan import Wishes
 from export.quantize import add_int8
 from export.to_tensorrt import build_engines
@@ -121,10 +122,21 @@ def export(
         typer.Option(help="Modes of a segmenter, the default first; else all three"),
     ] = None,
     stuff: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Classes of a segmenter that are not counted, such as 'sky,road'; '' for none. "
-            "Known of the label sets of COCO and Cityscapes"
+            metavar="CLASS",
+            help="Classes of a segmenter that are not counted, by name or id: one each time, or "
+            "'sky,road', or @FILE with one a line; '' for none. Known of the label sets of COCO, "
+            "ADE20K and Cityscapes",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Names of the classes, instead of the checkpoint's: one a line, a JSON list, or "
+            "an id2label object",
         ),
     ] = None,
     threshold: Annotated[
@@ -183,11 +195,12 @@ def export(
                     tasks=cast(list[Task], [kind.value for kind in task or []]),
                     modes=cast(list[Mode], [kind.value for kind in mode or []]),
                     threshold=threshold,
-                    stuff=None if stuff is None else [s.strip() for s in stuff.split(",") if s],
+                    stuff=_stuff(stuff),
                 ),
                 images=images,
                 revision=revision,
                 preprocessor=preprocessor,
+                labels=labels,
                 fast_pixels=pixels == Pixels.FAST,
                 jpeg_scale=scale,
                 progress=steps,
@@ -198,6 +211,19 @@ def export(
     for notice in steps.notices:
         console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
     _print_result(Console(), bundle, started_s)
+
+
+def _stuff(wanted: list[str] | None) -> list[str] | None:
+    """The entries of ``--stuff``, with the lines of the files among them; None if there are none
+    of these at all.
+
+    Raises:
+        StartError: a file cannot be read.
+    """
+    if not wanted:  # typer gives an empty list where nothing was asked
+        return None
+    listed = [lines_of(Path(item[1:])) if item.startswith("@") else [item] for item in wanted]
+    return [line for lines in listed for line in lines]
 
 
 class Steps:

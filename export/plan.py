@@ -1,7 +1,7 @@
 """What a loaded network can be asked, and the graph that answers."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ class Wishes:
     """How a model is to be served; None where its own nature decides.
 
     ``modes`` are those of a segmenter, the default first; ``stuff`` names the classes that are not
-    counted; ``threshold`` is the least score of a box or segment where a request names none.
+    counted, see ``things_of``; ``threshold`` is the least score of a box or segment where a request
+    names none.
     """
 
     profile: bundle.Profile = "reference"
@@ -60,6 +61,22 @@ def tasks_of(loaded: Loaded, wanted: Sequence[bundle.Task] | None = None) -> lis
             f"it can do {', '.join(possible)}"
         )
     return [task for task in possible if not wanted or task in wanted]
+
+
+def narrowed(loaded: Loaded, wishes: Wishes) -> Loaded:
+    """The network without what none of the wanted tasks needs: a DETR that is not to segment has no
+    mask head.
+
+    Raises:
+        StartError: it cannot do what is wanted.
+    """
+    model = loaded.model
+    tasks = tasks_of(loaded, wishes.tasks)
+    if not isinstance(model, Detr) or model.mask_head is None or "segment" in tasks:
+        return loaded
+    ignored = [f"mask_head.{name}" for name in model.mask_head.state_dict()]
+    model.drop_masks()
+    return replace(loaded, ignored=[*loaded.ignored, *ignored])
 
 
 def segmentation_of(loaded: Loaded, wishes: Wishes) -> bundle.Segmentation | None:

@@ -16,7 +16,6 @@ from export.processor_types import (
     MASKING,
     PADDING,
     RENAMED,
-    TO_BE_STATED,
     UNDERSTOOD,
 )
 from service.geometry import Geometry, Interpolation, Resize, Size
@@ -34,64 +33,48 @@ class Preprocessing:
     """What happens to a picture before the network sees it.
 
     Geometry first, outside the graph. In the graph, per channel in RGB order, ``(pixel * scale -
-    mean) / std``; then RGB becomes BGR where ``flip_channels`` says so. Where ``placement`` is
-    "pad", what lies beyond the valid size is zero after that arithmetic, not before it.
-    ``reduce_labels``: the labels were trained with 0 (background) removed and the rest shifted.
+    mean) / std``. Where ``placement`` is "pad", what lies beyond the valid size is zero after that
+    arithmetic, not before it.
     """
 
     geometry: Geometry
     scale: float
     mean: Triple
     std: Triple
-    flip_channels: bool = False
-    reduce_labels: bool = False
 
 
 def read_preprocessor(config: Config, canvas: tuple[int, int] | None = None) -> Preprocessing:
     """Read every field that changes pixels, with the defaults of its ``image_processor_type``.
 
     ``canvas`` (height, width) is used where the file does not fix one: it pads, or does not resize.
-    A file that names no type must state everything. ``crop_rounding`` is our own key, for settings
+    ``crop_rounding`` is our own key, for settings
     of timm, which crops as torchvision does.
 
     Raises:
-        PreprocessorError: the type is unknown, a key is unknown and set, a value is out of range,
-        or pictures would end in sizes that vary.
+        PreprocessorError: the type is not named or unknown, a key is unknown and set, a value is
+        out of range, or pictures would end in sizes that vary.
     """
     kind = _kind(config)
     options = {RENAMED.get(key, key): value for key, value in config.items() if value is not None}
     _refuse_unknown(options)
-    if not kind and (open_keys := TO_BE_STATED - options.keys()):
-        raise PreprocessorError(
-            f"There is no image_processor_type, and {', '.join(sorted(open_keys))} is not stated."
-        )
     options = COMMON | DEFAULTS[kind] | options | _detection_size(kind, options)
     geometry = _padded(kind, options, canvas) if kind in PADDING else _fixed(kind, options, canvas)
-    normalize, flip = bool(options["do_normalize"]), bool(options["do_flip_channel_order"])
-    if normalize and flip:
-        raise PreprocessorError(
-            "do_flip_channel_order and do_normalize are both true: it is not defined whether "
-            "image_mean is in RGB or BGR order."
-        )
+    normalize = bool(options["do_normalize"])
     return Preprocessing(
         geometry=geometry,
         scale=_positive(options, "rescale_factor") if options["do_rescale"] else 1.0,
         mean=_triple(options, "image_mean") if normalize else (0.0, 0.0, 0.0),
         std=_triple(options, "image_std") if normalize else (1.0, 1.0, 1.0),
-        flip_channels=flip,
-        reduce_labels=bool(options["do_reduce_labels"]),
     )
 
 
 def _kind(config: Config) -> str:
-    """The class without its suffix, or nothing where none is named."""
+    """The class without its suffix."""
     name = config.get("image_processor_type") or config.get("feature_extractor_type")
-    if name is None:
-        return ""
     match = re.fullmatch(r"(\w+?)(?:ImageProcessor|FeatureExtractor)(?:Fast|Pil)?", str(name))
     if match and match[1] in DEFAULTS:
         return match[1]
-    known = ", ".join(f"{kind}ImageProcessor" for kind in sorted(DEFAULTS) if kind)
+    known = ", ".join(f"{kind}ImageProcessor" for kind in sorted(DEFAULTS))
     raise PreprocessorError(f"image_processor_type is {name!r}; known are {known}.")
 
 

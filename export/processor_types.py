@@ -24,8 +24,6 @@ COMMON: dict[str, Any] = {
     "do_center_crop": False,
     "do_rescale": True,
     "do_normalize": True,
-    "do_flip_channel_order": False,
-    "do_reduce_labels": False,
     "do_pad": False,
     "rescale_factor": 1 / 255,
     "resample": _BICUBIC,
@@ -55,7 +53,6 @@ _MASKFORMER = {**_DETR, "size_divisor": 32}
 
 # Defaults of the classes in transformers, where they differ from COMMON.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "": {},
     "ViT": {"size": 224, "resample": _BILINEAR},
     "DeiT": {"size": 256, **_CROP_224},
     "Beit": {"size": 224, "crop_size": 224},
@@ -69,14 +66,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "default_to_square": False,
         **_CROP_224,
         **_IMAGENET,
-    },
-    "MobileViT": {
-        "size": {"shortest_edge": 224},
-        "default_to_square": False,
-        "do_center_crop": True,
-        "crop_size": 256,
-        "do_normalize": False,
-        "do_flip_channel_order": True,
     },
     "Segformer": {"size": 512, "resample": _BILINEAR, **_IMAGENET},
     "RTDetr": {
@@ -102,7 +91,6 @@ RENAMED = {
     "_max_size": "max_size",
 }
 UNDERSTOOD = set(COMMON) | {"size", "max_size", "crop_size", "crop_pct", "pad_size"}
-TO_BE_STATED = {"size", "do_center_crop", "resample", "image_mean", "image_std"}
 # Of the file itself, of training targets, or of arrays as input and output.
 HARMLESS = {
     "image_processor_type",
@@ -115,6 +103,7 @@ HARMLESS = {
     "do_convert_rgb",
     "do_convert_annotations",
     "format",
+    "do_reduce_labels",
     "ignore_index",
     "num_labels",
     "data_format",

@@ -235,12 +235,12 @@ class DeformableDetr(nn.Module):
         it is the first query), and -1 the one of the highest logit. ``place`` (B, 2) is y
         and x as shares of the canvas; the cell of the finest level around it is the query of the
         encoder. Returns ``decoder.0``, ... and ``encoder.0``, ... (B, h, height * width): the
-        attention weights of all levels spread bilinearly over the finest level's grid; and
-        what ``forward`` returns.
+        attention weights of all levels spread bilinearly over the finest level's grid; what
+        ``forward`` returns; and ``chosen`` (B,), the row of that which the query is.
         """
         predictions, encoder, decoder = self._detect(images, sizes)
         named = _answer(predictions[-1])
-        query = chosen_query(named, query)
+        named["chosen"] = _chosen_row(named, query)
         height, width = self.config.grids[0]
         down, across = (side / self.config.backbone.strides[0] for side in self.config.canvas)
         row = (place[:, 0] * down).long().clamp(0, height - 1)
@@ -248,7 +248,7 @@ class DeformableDetr(nn.Module):
         for index, places in enumerate(encoder):
             named[f"encoder.{index}"] = _look(places, row * width + column, (height, width))
         for index, places in enumerate(decoder):
-            named[f"decoder.{index}"] = _look(places, query, (height, width))
+            named[f"decoder.{index}"] = _look(places, named["chosen"], (height, width))
         return named
 
     def _detect(
@@ -365,7 +365,7 @@ def _answer(prediction: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: prediction[name] for name in ("logits", "boxes", "cells") if name in prediction}
 
 
-def chosen_query(answer: dict[str, Tensor], query: Tensor) -> Tensor:
+def _chosen_row(answer: dict[str, Tensor], query: Tensor) -> Tensor:
     """The row (B,) of ``query`` in the answer of a network: of the highest logit for -1, else that
     number, or in two stages the row of that cell, the first where there is none.
     """

@@ -4,7 +4,7 @@ Carion et al. 2020, arXiv 2005.12872, section 3.2 and appendix A.3; its mask hea
 ``models.detr_masks``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +167,11 @@ class Detr(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
+    def drop_masks(self) -> None:
+        """Give up the mask head, for who asks for boxes alone; nothing else changes."""
+        self.config = replace(self.config, masks=False)
+        self.mask_head = None
+
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         view = self._look(images, sizes)
         return self._answer(self._decode(view)[-1], view)
@@ -189,7 +194,8 @@ class Detr(nn.Module):
         ``query`` (B,) int64 is an object query, or -1 for the one whose class, other than "no
         object", is the most probable. ``place`` (B, 2) is a point (y, x) in 0..1 of the canvas.
         Returns ``decoder.{i}`` (B, h, N), attention of the query to the encoder's cells, and
-        ``encoder.{i}`` (B, h, N), of the place's cell to the others, with ``logits`` and ``boxes``.
+        ``encoder.{i}`` (B, h, N), of the place's cell to the others, with ``logits`` and ``boxes``,
+        and ``chosen`` (B,), the row of these that the query is.
         """
         maps, features, positions, bias = self._embed(images, sizes)
         cell = self._cell(place)
@@ -205,11 +211,11 @@ class Detr(nn.Module):
             x = self._between(x)
             matrices.append(weights)
         answer = self._detect(self.norm(x))
-        chosen = chosen_query(answer["logits"], query).view(-1, 1, 1, 1)
+        chosen = chosen_query(answer["logits"], query)
         for number, weights in enumerate(matrices):
-            index = chosen.expand(-1, weights.shape[1], 1, weights.shape[3])
+            index = chosen.view(-1, 1, 1, 1).expand(-1, weights.shape[1], 1, weights.shape[3])
             found[f"decoder.{number}"] = weights.gather(2, index)[:, :, 0]
-        return found | answer
+        return found | answer | {"chosen": chosen}
 
     def _look(self, images: Tensor, sizes: Tensor) -> View:
         maps, features, positions, bias = self._embed(images, sizes)

@@ -154,12 +154,13 @@ class Mask2Former(nn.Module):
         ``query`` (B,) int64; -1 stands for the query with the highest probability of a class other
         than "no object". Beside what ``forward`` returns there are ``decoder.{i}`` (B, heads, N_i),
         the masked cross-attention of layer i over the cells of ``layer_grids[i]``, row by row, and
-        ``mask.{i}`` (B, h*w), its mask in 0..1 before layer i, and last the final one.
+        ``mask.{i}`` (B, h*w), its mask in 0..1 before layer i, and last the final one; ``chosen``
+        (B,) is which query it is.
         """
         stages = list(self._stages(images, explained=True))
         logits, masks = self.classify(stages[-1].queries), stages[-1].masks
         chosen = chosen_query(logits, query)
-        named = {"logits": logits, "masks": masks}
+        named = {"logits": logits, "masks": masks, "chosen": chosen}
         for index, stage in enumerate(stages[1:]):
             assert stage.attention is not None
             named[f"decoder.{index}"] = rows_of(chosen, stage.attention)

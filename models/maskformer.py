@@ -103,8 +103,8 @@ class MaskFormer(nn.Module):
 
         ``query`` (B,) int64; -1 stands for the query with the highest probability of a class other
         than "no object". Beside what ``forward`` returns there is ``decoder.{i}`` (B, heads, N),
-        the cross-attention of layer i over the cells of ``grid``, row by row, and ``mask.{i}`` (B,
-        h*w), the mask in 0..1 that its queries give.
+        the cross-attention of layer i over the cells of ``grid``, row by row, ``mask.{i}`` (B,
+        h*w), the mask in 0..1 that its queries give, and ``chosen`` (B,), which query it is.
         """
         values, pixels = self._look(images)
         x, places, keys = self._start(values)
@@ -119,7 +119,7 @@ class MaskFormer(nn.Module):
         for index, prediction in enumerate(predictions):
             mask = rows_of(chosen, prediction["masks"].flatten(2)[:, None])
             rows[f"mask.{index}"] = mask[:, 0].sigmoid()
-        return named | rows
+        return named | rows | {"chosen": chosen}
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the queries see of the pictures (B, N, D), and pixel embeddings (B, D, h, w)."""

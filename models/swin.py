@@ -270,7 +270,7 @@ class SwinClassifier(nn.Module):
         for every block, counted through all stages: the row of the token of its map that holds
         ``place``, over the whole map, zero outside the token's window. ``pooled.{i}`` is the mean
         of all tokens' rows, as the embedding is the mean of all tokens; with a head there are also
-        ``logits`` (B, K).
+        ``logits`` (B, K), and ``chosen`` (B,), the class.
         """
         tokens, rows, means = self.trunk.forward_with_rows(images, place)
         named = {f"attention.{index}": row for index, row in enumerate(rows)}
@@ -279,8 +279,8 @@ class SwinClassifier(nn.Module):
             return named
         tokens = self.norm(tokens)
         logits = self.head(tokens.mean(dim=1))
-        classes = torch.where(query < 0, logits.argmax(dim=-1), query)
-        weight, bias = self.head.weight[classes], self.head.bias[classes]
+        chosen = torch.where(query < 0, logits.argmax(dim=-1), query)
+        weight, bias = self.head.weight[chosen], self.head.bias[chosen]
         cam = (tokens @ weight[:, :, None])[..., 0] + bias[:, None]
         cam = cam.unflatten(1, grids(self.config)[-1])
-        return {"cam": cam} | named | {"logits": logits}
+        return {"cam": cam} | named | {"logits": logits, "chosen": chosen}

@@ -11,18 +11,15 @@ from models.layers import valid_mask
 class Entry(nn.Module):
     """Pixels (B, H, W, 3), uint8 RGB, to what the network takes: (B, 3, H, W), normalised.
 
-    Computes ``(pixel * scale - mean) / std`` per channel as one multiply and one add, then turns
-    RGB to BGR where ``flip_channels`` says so; ``mean`` and ``std`` are in RGB order.
+    Computes ``(pixel * scale - mean) / std`` per channel as one multiply and one add; ``mean`` and
+    ``std`` are in RGB order.
     """
 
-    def __init__(
-        self, scale: float, mean: Sequence[float], std: Sequence[float], flip_channels: bool = False
-    ) -> None:
+    def __init__(self, scale: float, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         deviation = torch.tensor(std, dtype=torch.float64)
         factor = scale / deviation
         offset = -torch.tensor(mean, dtype=torch.float64) / deviation
-        self.flip_channels = flip_channels
         self.factor = nn.Buffer(factor.float())
         self.offset = nn.Buffer(offset.float())
 
@@ -31,7 +28,6 @@ class Entry(nn.Module):
         what lies beyond becomes zero after normalisation, as where the authors pad.
         """
         x = images.float() * self.factor + self.offset
-        x = x.flip(-1) if self.flip_channels else x
         if sizes is not None:
             grid = images.shape[1], images.shape[2]
             seen = valid_mask(sizes, grid).unflatten(1, grid)  # (B, H, W)

@@ -2,14 +2,12 @@
 
 from inspect import signature
 
-import torch
 from torch import Tensor, nn
 
-from export.heads.classify import Activation
 from export.heads.detect import whole, xyxy
 from export.heads.entry import Entry
 
-_PREDICTIONS = ("logits", "boxes", "masks", "cells")
+_PREDICTIONS = ("logits", "boxes", "masks", "cells", "chosen")
 
 
 class Explain(nn.Module):
@@ -17,17 +15,15 @@ class Explain(nn.Module):
 
     ``query`` (B,) int64 is a token's place in the sequence, or an object query or class, -1 being
     the best; ``place`` (B, 2) float32 is a point, down and across as shares of the canvas. Of a
-    network that gives ``logits`` there is also which object or class was ``explained`` (B,), with
-    its ``explained_logits`` (B, K), or (B, K+1) with "no object", and its ``explained_box`` (B, 4),
-    xyxy in 0..1 of the valid area, where there are boxes. Logits for a sigmoid ``activation`` have
-    no class "no object".
+    network that gives ``logits`` there is also which object or class was ``explained`` (B,), in two
+    stages by its cell, with its ``explained_logits`` (B, K), or (B, K+1) with "no object", and its
+    ``explained_box`` (B, 4), xyxy in 0..1 of the valid area, where there are boxes.
     """
 
-    def __init__(self, entry: Entry, model: nn.Module, activation: Activation = "softmax") -> None:
+    def __init__(self, entry: Entry, model: nn.Module) -> None:
         super().__init__()
         self.entry = entry
         self.model = model
-        self.activation = activation
         self.taken = tuple(signature(model.explain).parameters)[1:]  # type: ignore[arg-type]
 
     def forward(
@@ -43,28 +39,20 @@ class Explain(nn.Module):
             self.entry(images, sizes), **{name: given[name] for name in self.taken}
         )
         maps = {name: value for name, value in named.items() if name not in _PREDICTIONS}
-        if "logits" not in named:
-            return maps
-        assert query is not None
-        return maps | self._explained(named, query)
+        return maps | _explained(named) if "logits" in named else maps
 
-    def _explained(self, named: dict[str, Tensor], query: Tensor) -> dict[str, Tensor]:
-        """The best, and a query named by its cell, are found as the networks find them."""
-        logits = named["logits"]
-        if logits.ndim == 2:  # of a classifier
-            return {
-                "explained": torch.where(query < 0, logits.argmax(dim=-1), query),
-                "explained_logits": logits,
-            }
-        scores = logits if self.activation == "sigmoid" else logits.softmax(dim=-1)[..., :-1]
-        cells = named.get("cells")
-        row = query if cells is None else (cells == query[:, None]).int().argmax(dim=1)
-        chosen = torch.where(query < 0, scores.amax(dim=-1).argmax(dim=-1), row)
-        name = chosen if cells is None else cells.gather(1, chosen[:, None])[:, 0]
-        found = {"explained": name, "explained_logits": _row(logits, chosen)}
-        if "boxes" in named:
-            found["explained_box"] = xyxy(_row(named["boxes"], chosen))
-        return found
+
+def _explained(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Which object or class it is, by what the network says that it chose."""
+    logits, chosen = named["logits"], named["chosen"]
+    if logits.ndim == 2:  # of a classifier
+        return {"explained": chosen, "explained_logits": logits}
+    cells = named.get("cells")
+    name = chosen if cells is None else cells.gather(1, chosen[:, None])[:, 0]
+    found = {"explained": name, "explained_logits": _row(logits, chosen)}
+    if "boxes" in named:
+        found["explained_box"] = xyxy(_row(named["boxes"], chosen))
+    return found
 
 
 def _row(values: Tensor, chosen: Tensor) -> Tensor:  # (B, Q, D), (B,) -> (B, D)

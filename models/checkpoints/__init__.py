@@ -5,6 +5,7 @@ resampled once, to the canvas asked for.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from models.checkpoints import deformable_detr, detr, mask2former, maskformer, swin, vit
 from models.checkpoints.errors import CheckpointError
@@ -53,9 +54,13 @@ def load_model(checkpoint: Checkpoint, canvas: tuple[int, int] | None = None) ->
     )
 
 
-def default_canvas(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Height and width in pixels that the preprocessor ends at, else those of the config."""
-    canvas = canvas_of(checkpoint.preprocessor)
+def default_canvas(
+    checkpoint: Checkpoint, preprocessor: dict[str, Any] | None = None
+) -> tuple[int, int]:
+    """Height and width in pixels that the preprocessor ends at, else those of the config;
+    ``preprocessor`` stands in for the checkpoint's.
+    """
+    canvas = canvas_of(checkpoint.preprocessor if preprocessor is None else preprocessor)
     if canvas is None and "image_size" in checkpoint.config:
         canvas = sides(checkpoint.config["image_size"])
     if canvas is None:

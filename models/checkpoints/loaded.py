@@ -30,10 +30,24 @@ def labels_of(config: dict[str, Any]) -> dict[int, str]:
     """Class id to name; transformers' placeholder names where the config counts without naming."""
     if not config.get("id2label"):
         return {index: f"LABEL_{index}" for index in range(config.get("num_labels", 2))}
-    labels = {int(index): str(name) for index, name in config["id2label"].items()}
+    return named_classes(config["id2label"], "id2label")
+
+
+def named_classes(named: Any, source: str) -> dict[int, str]:
+    """Class id to name, in the order of the ids, from an object of both; ``source`` says whose.
+
+    Raises CheckpointError unless there is every id from 0 on.
+    """
+    if not isinstance(named, dict) or not all(str(index).isdecimal() for index in named):
+        raise CheckpointError(
+            f"{source} is {str(named)[:80]}; expected an object of ids from 0 on and their names"
+        )
+    labels = {int(index): str(name) for index, name in named.items()}
+    if not labels:
+        raise CheckpointError(f"{source} names no classes")
     if sorted(labels) != list(range(len(labels))):
         raise CheckpointError(
-            f"id2label names {len(labels)} classes with ids from {min(labels)} to {max(labels)}; "
+            f"{source} names {len(labels)} classes with ids from {min(labels)} to {max(labels)}; "
             f"expected every id from 0 to {len(labels) - 1}"
         )
     return dict(sorted(labels.items()))

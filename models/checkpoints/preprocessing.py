@@ -18,9 +18,13 @@ def preprocessor_from_timm(config: dict[str, Any]) -> dict[str, Any]:
     absent = [name for name in ("input_size", "mean", "std") if name not in pretrained]
     if absent:
         raise CheckpointError(f"pretrained_cfg in config.json lacks {', '.join(absent)}")
-    height, width = pretrained["input_size"][1:]
-    crop_mode = pretrained.get("crop_mode", "center")
-    interpolation = pretrained.get("interpolation", "bicubic")
+    height, width = sides(pretrained["input_size"][1:])
+    # What is null counts as not stated, in timm too.
+    crop_mode = pretrained.get("crop_mode") or "center"
+    interpolation = pretrained.get("interpolation") or "bicubic"
+    crop_pct = pretrained.get("crop_pct") or 0.875
+    if not isinstance(crop_pct, int | float) or not crop_pct > 0:
+        raise CheckpointError(f"pretrained_cfg has crop_pct {crop_pct!r}; expected a share above 0")
     if crop_mode not in ("center", "squash") or interpolation not in RESAMPLE:
         raise CheckpointError(
             f"pretrained_cfg asks for crop_mode {crop_mode!r} and interpolation {interpolation!r}; "
@@ -31,7 +35,7 @@ def preprocessor_from_timm(config: dict[str, Any]) -> dict[str, Any]:
             f"pretrained_cfg asks for a centre crop of {height}x{width}; only square centre crops "
             "are supported, or crop_mode squash"
         )
-    scaled = [math.floor(side / pretrained.get("crop_pct", 0.875)) for side in (height, width)]
+    scaled = [math.floor(side / crop_pct) for side in (height, width)]
     squash = {"height": scaled[0], "width": scaled[1]}
     return {
         "do_convert_rgb": True,
@@ -50,16 +54,22 @@ def preprocessor_from_timm(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def canvas_of(preprocessor: dict[str, Any] | None) -> tuple[int, int] | None:
-    """Height and width that the preprocessor always ends at; None where it does not fix them."""
+    """Height and width that the preprocessor always ends at; None where it does not fix them: it
+    keeps the aspect ratio, or does not resize.
+    """
     if preprocessor is None:
         return None
     crop = preprocessor.get("crop_size")
     if crop is not None and preprocessor.get("do_center_crop", True):
         return sides(crop)
     size = preprocessor.get("size")
+    if size is None or not preprocessor.get("do_resize", True):
+        return None
     if isinstance(size, dict) and not {"height", "width"} <= size.keys():
         return None
-    return None if size is None else sides(size)
+    if isinstance(size, int) and preprocessor.get("max_size") is not None:
+        return None  # the shortest and the longest edge
+    return sides(size)
 
 
 def sides(size: Any) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from models.checkpoints.assembly import assemble
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.files import Checkpoint, read_weights
 from models.checkpoints.layouts import TIMM, Layout
-from models.checkpoints.loaded import Loaded
+from models.checkpoints.loaded import Loaded, named_classes
 from models.checkpoints.preprocessing import sides
 from models.checkpoints.strict import StrictReader
 from models.vit import Pool, ViTConfig
@@ -150,7 +150,7 @@ def _labels(config: dict[str, Any], classes: int) -> dict[int, str]:
     stated = config["pretrained_cfg"] | config
     names = stated.get("label_names") or [f"LABEL_{index}" for index in range(classes)]
     if isinstance(names, dict):
-        names = [names[index] for index in sorted(names, key=int)]
+        names = list(named_classes(names, "label_names").values())
     if len(names) != classes:
         raise CheckpointError(f"label_names lists {len(names)} names for {classes} classes")
     descriptions = stated.get("label_descriptions") or {}

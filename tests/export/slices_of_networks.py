@@ -88,7 +88,7 @@ def look(folder: Path, picture: Image.Image, options: Mapping[str, Any] | None =
         canvas = place(ours.geometry, size, Size(height=2048, width=2048)).resized
     placement = place(ours.geometry, size, canvas)
     loaded = load_model(open_checkpoint(str(folder)), (canvas.height, canvas.width))
-    entry = Entry(ours.scale, ours.mean, ours.std, ours.flip_channels)
+    entry = Entry(ours.scale, ours.mean, ours.std)
     images = entry(torch.from_numpy(to_canvas(picture, placement).copy())[None])
     with torch.no_grad():
         raw, states = _run(loaded, images, placement)

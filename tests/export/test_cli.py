@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from export import build
+from export import build, cli
 from export.build import export_bundle
 from export.cli import export
 from export.plan import Wishes
@@ -284,6 +284,78 @@ def test_a_wish_that_cannot_be_met_is_one_sentence(
     result = saccade_export(references["vit"].folder, "--out", tmp_path, *arguments)
     assert expected in sentence(result)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch, bundles: dict[str, Bundle]) -> None:
+    """Exports of "vit" copy the graphs of its bundle, and prove nothing."""
+
+    def copied(folder: Path, *_: Any) -> Any:
+        for name in bundles["vit"].manifest.files:
+            shutil.copy(bundles["vit"].folder / name, folder)
+        return bundles["vit"].manifest.graphs, []
+
+    monkeypatch.setattr(build, "_write_graphs", copied)
+    monkeypatch.setattr(build, "prove", lambda *_: [])
+
+
+def nameless(folder: Path, tmp_path: Path) -> Path:
+    """The checkpoint with its classes counted and not named."""
+    copy = shutil.copytree(folder, tmp_path / "nameless")
+    config = json.loads((copy / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    (copy / "config.json").write_text(json.dumps(config | {"num_labels": 5}))
+    return copy
+
+
+@pytest.mark.usefixtures("untraced")
+def test_classes_without_names_are_told_and_can_be_named(
+    references: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, out = nameless(references["vit"].folder, tmp_path), tmp_path / "out"
+    result = saccade_export(folder, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "does not name its classes, so answers say LABEL_0 and the like" in result.stderr
+    assert load_bundle(out / "nameless" / "1").manifest.labels[3].name == "LABEL_3"
+    file = tmp_path / "classes.txt"
+    file.write_text("ant\nbee\ncat\ndog\neel\n")
+    result = saccade_export(folder, "--out", out, "--labels", file)
+    assert result.exit_code == 0, result.output
+    assert "LABEL_" not in result.stderr
+    names = [label.name for label in load_bundle(out / "nameless" / "2").manifest.labels]
+    assert names == ["ant", "bee", "cat", "dog", "eel"]
+
+
+def test_labels_that_do_not_fit_the_model_are_one_sentence(
+    references: dict[str, Any], tmp_path: Path
+) -> None:
+    file, out = tmp_path / "classes.txt", tmp_path / "out"
+    file.write_text("ant\nbee\n")
+    result = saccade_export(references["vit"].folder, "--out", out, "--labels", file)
+    assert "classes.txt names 2 classes; the model has 5" in sentence(result)
+    result = saccade_export(references["dinov2"].folder, "--out", out, "--labels", file)
+    assert "Dinov2Model has no classes to be named" in sentence(result)
+
+
+def test_stuff_is_given_several_times_or_in_a_file(
+    references: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def taken(*_: Any, wishes: Wishes, **__: Any) -> None:
+        asked.append(wishes.stuff)
+        raise StartError("enough")
+
+    monkeypatch.setattr(cli, "export_bundle", taken)
+    file = tmp_path / "stuff.txt"
+    file.write_text("road, route\nsky\n")
+    for arguments in ([], ["--stuff", ""], ["--stuff", f"@{file}", "--stuff", "3,sea"]):
+        sentence(saccade_export(references["vit"].folder, "--out", tmp_path, *arguments))
+    assert asked == [None, [""], ["road, route", "sky", "3,sea"]]
+    missing = saccade_export(
+        references["vit"].folder, "--out", tmp_path, "--stuff", f"@{tmp_path / 'none.txt'}"
+    )
+    assert "none.txt cannot be read as text" in sentence(missing)
 
 
 def test_a_task_that_the_model_cannot_do_is_named(

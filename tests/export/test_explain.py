@@ -88,7 +88,7 @@ def canvas_of(family: str) -> Size:
 
 def head_of(network_: Loaded) -> Explain:
     entry = Entry(1 / 255, (0.5,) * 3, (0.25,) * 3)
-    return Explain(entry, network_.model, network_.activation or "softmax").eval()
+    return Explain(entry, network_.model).eval()
 
 
 def pictures(canvas: Size, count: int) -> torch.Tensor:

@@ -140,6 +140,8 @@ def test_weights_left_aside_on_purpose_are_named(tmp_path: Path) -> None:
         ({"num_attention_heads": 5}, "does not divide into 5 heads"),
         ({"problem_type": "regression"}, "problem_type 'regression'"),
         ({"id2label": {"0": "ant", "2": "bee", "5": "cat"}}, "every id from 0 to 2"),
+        ({"id2label": {"ant": 0, "bee": 1, "cat": 2}}, "expected an object of ids"),
+        ({"id2label": ["ant", "bee", "cat"]}, "expected an object of ids"),
     ],
 )
 def test_config_that_we_do_not_implement_is_refused(
@@ -198,6 +200,8 @@ def test_activation_follows_the_problem_type(
         ({"size": {"shortest_edge": 70}, "crop_size": 64}, (64, 64)),
         ({"size": 70, "crop_size": {"height": 64, "width": 56}}, (64, 56)),
         ({"size": 72, "crop_size": 64, "do_center_crop": False}, (72, 72)),
+        ({"size": 72, "do_resize": False}, (32, 48)),
+        ({"size": 72, "max_size": 120}, (32, 48)),
     ],
 )
 def test_default_canvas_is_where_the_preprocessor_ends(

@@ -255,7 +255,9 @@ def test_explained_maps_are_the_places_of_the_query_spread_over_the_finest_grid(
             expected = naive_look(places, picture, row, (height, width))
             np.testing.assert_allclose(found[key][picture], expected, rtol=1e-3, atol=1e-5)
     assert found["encoder.1"].sum() > 1  # not all places are beyond the map
-    assert found.keys() == {*answer, "encoder.0", "encoder.1", "decoder.0", "decoder.1"}
+    assert found["chosen"].tolist() == queries
+    maps = {"encoder.0", "encoder.1", "decoder.0", "decoder.1"}
+    assert found.keys() == {*answer, *maps, "chosen"}
     for name, tensor in answer.items():
         assert torch.equal(found[name], tensor)
 

@@ -86,6 +86,7 @@ def test_an_encoder_of_no_layers_hands_on_the_projected_features() -> None:
         "decoder.2",
         "logits",
         "boxes",
+        "chosen",
     }
 
 

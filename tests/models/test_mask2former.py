@@ -175,6 +175,7 @@ def test_layers_look_at_the_coarsest_level_first_and_at_each_in_turn() -> None:
     assert shapes == {
         "logits": (1, 6, 6),
         "masks": (1, 6, 16, 24),
+        "chosen": (1,),
         "decoder.0": (1, 4, 6),
         "decoder.1": (1, 4, 24),
         "decoder.2": (1, 4, 96),

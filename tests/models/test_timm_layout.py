@@ -228,12 +228,22 @@ def test_timm_transform_is_restated_as_a_preprocessor(tmp_path: Path) -> None:
     assert checkpoint.license == "apache-2.0"
 
 
+def test_what_timm_leaves_null_is_its_default(tmp_path: Path) -> None:
+    null = {"crop_pct": None, "crop_mode": None, "interpolation": None}
+    save(tmp_path, "vit_base_patch16_224", {}, img_size=224, pretrained_cfg=PRETRAINED | null)
+    preprocessor = open_checkpoint(str(tmp_path)).preprocessor
+    assert preprocessor is not None
+    assert (preprocessor["size"], preprocessor["resample"]) == ({"shortest_edge": 256}, 3)
+
+
 @pytest.mark.parametrize(
     ("pretrained", "named"),
     [
         ({"crop_mode": "border"}, "'border'"),
         ({"interpolation": "random"}, "'random'"),
         ({"input_size": [3, 224, 192]}, "224x192"),
+        ({"input_size": [3, 224]}, "is no size"),
+        ({"crop_pct": "0.9"}, "crop_pct '0.9'"),
     ],
 )
 def test_timm_transform_that_has_no_equal_is_refused(
@@ -254,6 +264,7 @@ def test_timm_transform_that_has_no_equal_is_refused(
         ({"model_args": {"qk_norm": True}}, "qk_norm"),
         ({"model_args": {"in_chans": 1}}, "in_chans"),
         ({"label_names": ["cat", "dog"]}, "2 names for 5 classes"),
+        ({"label_names": {"cat": 0}}, "label_names is"),
     ],
 )
 def test_timm_network_that_we_do_not_define_is_refused(
