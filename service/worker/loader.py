@@ -13,7 +13,8 @@ from service.worker.models import Models
 from service.worker.scheduler import Group
 
 TICK_S = 1.0
-RETRY_S = 10.0  # between attempts to load what should be served and cannot be
+RETRY_S = 10.0  # until what should be served and cannot be is tried again, and twice as long ...
+LONGEST_RETRY_S = 60.0  # ... after each failure, for all of its files are read
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Loader:
         self._changed = changed
         self._opened = opened
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._wait_s = RETRY_S
         self._retry_s = time.monotonic() + RETRY_S
 
     def ask(self, peer: bytes, header: wire.Header) -> None:
@@ -93,9 +95,15 @@ class Loader:
             self._models.drop_replaced()
             if self._models.follow(_log.info):
                 self._changed()
-            if self._models.failed and time.monotonic() >= self._retry_s:
-                if self._models.retry(_log.debug):
-                    self._changed()
-                self._retry_s = time.monotonic() + RETRY_S
+            self._retry(time.monotonic())
         except Exception:
             _log.exception("models")  # as above
+
+    def _retry(self, now_s: float) -> None:
+        if not self._models.failed:
+            self._wait_s, self._retry_s = RETRY_S, now_s + RETRY_S
+        elif now_s >= self._retry_s:
+            if self._models.retry(_log.debug):
+                self._changed()
+            self._wait_s = min(2 * self._wait_s, LONGEST_RETRY_S)
+            self._retry_s = time.monotonic() + self._wait_s

@@ -137,6 +137,8 @@ class Models:
             self.failed = dict.fromkeys(self._served, "it is being loaded")
             self.retry(report)
         self._explain_plans()
+        if self._cache is not None:
+            self._cache.serving = True
 
     def retry(self, report: Callable[[str], None]) -> bool:
         """Try again to load what ``failed``; whether any could be."""
@@ -257,16 +259,16 @@ class Models:
     ) -> Model:
         self._check_room(bundle)
         tuning = load_tuning(self._settings)
-        if not verified:
-            report(f"verifying {bundle.manifest.name}")
-            bundle.verify()
-        *others, last = candidates(
+        *others, last = candidates(  # before every byte is read: many a model fails here already
             bundle,
             self._settings.device,
             self._settings.precision,
             self._settings.runtime,
             self._settings.engines,
         )
+        if not verified:
+            report(f"verifying {bundle.manifest.name}")
+            bundle.verify()
         for choice in others:
             try:
                 return self._opened_by(choice, bundle, tuning, report)

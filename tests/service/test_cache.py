@@ -241,6 +241,20 @@ def test_the_folder_is_the_users_own_unless_one_is_named(
     assert Settings().cache_folder() is None
 
 
+def test_what_holds_up_batches_to_be_kept_is_not_kept_while_they_run(tmp_path: Path) -> None:
+    graph, slot = tmp_path / "model.onnx", slot_in(tmp_path)
+    write_graph(graph)
+    slot.cache.serving = True
+    opened = open_graph(graph, Choice("openvino", "fp32"), slot=slot)
+    assert entries(tmp_path) == []
+    slot.cache.serving = False
+    assert facts(open_graph(graph, Choice("openvino", "fp32"), slot=slot)) == facts(opened)
+    assert len(entries(tmp_path)) == 1
+    slot.cache.serving = True
+    graph.write_bytes(b"no graph at all")  # so that nothing can be compiled any more
+    assert facts(open_graph(graph, Choice("openvino", "fp32"), slot=slot)) == facts(opened)
+
+
 @pytest.mark.parametrize("choice", HERE, ids=str)
 def test_a_graph_opened_again_is_the_one_kept_and_computes_the_same(
     tmp_path: Path, choice: Choice, monkeypatch: pytest.MonkeyPatch

@@ -13,9 +13,9 @@ import pytest
 
 from service.api.serving import Serving
 from service.bundle import Bundle, GraphKind, find_bundle, load_bundle
-from service.errors import BadBundle, CannotLoad, NotReady, ServiceError, UnknownModel
+from service.errors import BadBundle, BadSettings, CannotLoad, NotReady, ServiceError, UnknownModel
 from service.settings import Settings
-from service.worker import models
+from service.worker import loader, models
 from service.worker.link import WorkerLink, WorkerState
 from service.worker.loader import Loader
 from service.worker.models import Models
@@ -407,6 +407,37 @@ def test_the_workers_of_other_devices_serve_what_one_was_told_to(shelf: Shelf) -
     assert other.follow(quiet)
     assert versions(other) == {}
     assert not one.follow(quiet), "it said so itself"
+
+
+def test_what_cannot_be_loaded_is_tried_again_ever_more_rarely(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, clock, tried = shelf.models(), Clock(), []
+    monkeypatch.setattr(loader.time, "monotonic", clock)
+    found.failed = {"tiny": "damaged"}
+    monkeypatch.setattr(found, "retry", lambda report: tried.append(clock.now_s))
+    trying = Loader(found, lambda *_: None, lambda: None, lambda: None)
+    for clock.now_s in range(300):
+        trying._tick()
+    assert tried == [10, 30, 70, 130, 190, 250]
+    found.failed = {}
+    trying._tick()
+    found.failed = {"tiny": "damaged"}
+    for clock.now_s in range(300, 320):
+        trying._tick()
+    assert tried[6:] == [309]
+
+
+def test_a_model_that_nothing_here_may_run_is_not_read_to_find_that_out(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> list[Choice]:
+        raise BadSettings("nothing runs it")
+
+    monkeypatch.setattr(models, "candidates", none)
+    (shelf.repository / "tiny" / "1" / "model.onnx").unlink()
+    with pytest.raises(BadSettings, match="nothing runs it"):
+        shelf.models()
 
 
 def test_what_another_device_cannot_load_is_told_and_tried_again(

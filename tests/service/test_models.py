@@ -119,7 +119,8 @@ def test_a_damaged_bundle_is_refused_before_anything_is_opened(
     folder = write_bundle(tmp_path, manifest_of())
     (folder / "model.onnx").write_bytes(b"something else  .")
     with pytest.raises(BadBundle, match="sha256"):
-        Models(Settings(repository=tmp_path)).load(lambda phase: None)
+        settings = Settings(repository=tmp_path, device="cpu", precision="bf16")
+        Models(settings).load(lambda phase: None)
     assert opened == []
 
 

@@ -36,6 +36,10 @@ class CompiledCache:
 
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
         self.folder = folder
+        self.serving = False
+        """Batches run in this process: what holds them up for as long as it takes to be written out
+        is left to the next start.
+        """
         self._max_bytes = max_bytes
 
     def read(self, key: str) -> bytes | None:

@@ -46,7 +46,8 @@ class OpenVino:
     """A graph compiled for the CPU.
 
     A single stream gives its batch all threads; several run a batch each on their share. ``slot``
-    is where the compiled graph may lie from an earlier start, and is kept for a later one.
+    is where the compiled graph may lie from an earlier start, and is kept for a later one unless
+    others are being served.
 
     Raises:
         BadSettings: the CPU cannot do the precision, or the library chose another one.
@@ -139,7 +140,8 @@ def _compile(path: Path, config: dict[Any, Any], slot: Slot | None) -> ov.Compil
         except RuntimeError as error:
             _log.warning("openvino refuses what it compiled from %s before: %s", path, error)
     compiled = core.compile_model(path, "CPU", config)
-    slot.write(made_by, compiled.export_model().getvalue())
+    if not slot.cache.serving:  # the library keeps the interpreter: 2 ms for each MB of weights
+        slot.write(made_by, compiled.export_model().getvalue())
     return compiled
 
 
