@@ -24,6 +24,12 @@ REJECTIONS = (
     "too_large",
     "deadline_exceeded",
 )
+STATUSES = (
+    "200",
+    "500",
+    "503",
+    "504",
+)  # of answers that an alert counts; others come when they come
 CANCEL_STAGES = ("body", "fetch", "decode", "queue", "infer", "postprocess", "encode")
 CLOSINGS = (
     "idle",
@@ -163,7 +169,9 @@ class Metrics:
         return Gauge(name, text, registry=self.registry, multiprocess_mode="livesum")
 
     def prepare(self, release: str, models_to_tasks: Mapping[str, Iterable[str]]) -> None:
-        """Make every label set that can occur: a scrape before the first request shows zeros."""
+        """Make every label set that can occur, but for most statuses: a scrape before the first
+        request shows zeros.
+        """
         self.build_info.labels(release).set(1)
         self.prepare_models(models_to_tasks)
         for reason in REJECTIONS:
@@ -179,11 +187,13 @@ class Metrics:
         """The same for models that came later."""
         for model, tasks in models_to_tasks.items():
             for task in tasks:
-                self.requests.labels(model, task, "200")
+                for status in STATUSES:
+                    self.requests.labels(model, task, status)
                 self.request_seconds.labels(model, task)
             for stage in STAGES:
                 self.stage_seconds.labels(model, stage)
             self.batch_size.labels(model)
+            self.padding.labels(model)
             self.isolated_failures.labels(model)
             self.halved_batches.labels(model)
 

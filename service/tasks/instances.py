@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from service.tasks.competition import sigmoid
 from service.tasks.framing import Axes, Frame, Merging, axes, composed, hf_maps, on_canvas, softmax
-from service.tasks.merging import merge_panoptic
+from service.tasks.merging import Segment, Segments, merge_panoptic
 from service.tasks.resampling import Maps, Tiling, bilinear, nearest_by_edge
 from service.worker.runtimes.base import Array
 
@@ -49,16 +49,29 @@ def merge_instances(
     since transformers draws them into one map, a later one over an earlier; DETR's are made as
     panoptic segments with nothing fused, scoring above ``threshold``.
     """
-    if merging.profile == "hf" and merging.rule == "detr":
-        alone = replace(merging, fused=frozenset())
-        found = merge_panoptic(alone, frame, logits, masks, threshold, overlap_threshold)
-        rows = [(row.class_index, row.score, row.query) for row in found.rows]
-        return _disjoint(found.ids, rows)
     if merging.profile == "hf":
-        return _drawn_over_one_another(merging, frame, logits, masks, threshold)
+        found = draw_instances(merging, frame, logits, masks, threshold, overlap_threshold)
+        return _apart(found)
     if merging.rule == "detr":
         return _best_classes(frame, logits, masks, threshold)
     return _pairs(merging, frame, logits, masks, threshold)
+
+
+def draw_instances(
+    merging: Merging,
+    frame: Frame,
+    logits: Array,
+    masks: Array,
+    threshold: float,
+    overlap_threshold: float,
+) -> Segments:
+    """As ``merge_instances`` for the profile "hf", in the one map that transformers draws into; a
+    row may have no pixel left.
+    """
+    if merging.rule == "detr":
+        alone = replace(merging, fused=frozenset())
+        return merge_panoptic(alone, frame, logits, masks, threshold, overlap_threshold)
+    return _drawn_over_one_another(merging, frame, logits, masks, threshold)
 
 
 @dataclass(frozen=True)
@@ -110,10 +123,10 @@ def _best_classes(frame: Frame, logits: Array, masks: Maps, threshold: float) ->
 
 def _drawn_over_one_another(
     merging: Merging, frame: Frame, logits: Array, masks: Maps, threshold: float
-) -> list[Instance]:
+) -> Segments:
     """Masks become binary, and get their mean probability, before they are resized."""
-    rows = _best_pairs(softmax(logits)[:, :-1], len(logits), threshold)
-    queries = sorted({row.query for row in rows})
+    best = _best_pairs(softmax(logits)[:, :-1], len(logits), threshold)
+    queries = sorted({row.query for row in best})
     maps = hf_maps(merging, frame, masks[queries])[0]
     binary = maps > 0
     totals = np.where(binary, sigmoid(maps), 0).sum(axis=(1, 2), dtype=np.float64)
@@ -121,10 +134,11 @@ def _drawn_over_one_another(
     down, across = axes(nearest_by_edge, maps.shape[1:], frame.picture)
     places = np.ix_(down.indices[:, 0], across.indices[:, 0])
     ids = np.zeros(frame.picture, dtype=np.uint16)
-    drawn = _weighed(rows, queries, means, threshold)
+    drawn = _weighed(best, queries, means, threshold)
     for number, row in enumerate(drawn, 1):
         ids[binary[row.index][places]] = number
-    return _disjoint(ids, [(row.class_index, row.score, row.query) for row in drawn])
+    rows = [Segment(n, row.class_index, row.score, row.query) for n, row in enumerate(drawn, 1)]
+    return Segments(ids, rows)
 
 
 def _best_pairs(pairs: Maps, most: int, threshold: float) -> list[_Row]:
@@ -180,11 +194,11 @@ def _instances(frame: Frame, inside: _Inside, rows: Sequence[_Row]) -> list[Inst
     return sorted(found, key=lambda instance: -instance.score)
 
 
-def _disjoint(ids: Array, rows: Sequence[tuple[int, float, int]]) -> list[Instance]:
-    """Class, score and query of ids from 1 on, with the pixels of each."""
+def _apart(drawn: Segments) -> list[Instance]:
+    """Every row that has a pixel, with a mask of its own."""
     found = [
-        Instance(*row, np.packbits(mask, axis=1), ids.shape[1])
-        for number, row in enumerate(rows, 1)
-        if (mask := ids == number).any()
+        Instance(row.class_index, row.score, row.query, np.packbits(mask, axis=1), mask.shape[1])
+        for row in drawn.rows
+        if (mask := drawn.ids == row.id).any()
     ]
     return sorted(found, key=lambda instance: -instance.score)

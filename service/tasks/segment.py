@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from service.bundle import Detail, Manifest, Mode
 from service.geometry import Placement, Size
 from service.tasks.framing import Frame, Merging
-from service.tasks.instances import Instance, merge_instances
+from service.tasks.instances import Instance, draw_instances, merge_instances
 from service.tasks.laying import lay_instances, lay_panoptic, lay_semantic
 from service.tasks.masks import Crop
 from service.tasks.merging import merge_panoptic, merge_semantic
@@ -115,7 +115,10 @@ def answer(
     raw = (outputs["logits"], outputs["masks"]) if request.detail == "exact" else ()
     limits = request.threshold, request.overlap_threshold
     named = (outputs[name] for name in request.outputs)
-    if request.mode == "instance":
+    if request.mode == "instance" and raw and has_id_map(manifest, request.mode):
+        found = draw_instances(merging, frame, *raw, *limits)
+        drawn, rows = found.ids, [_Row(r.class_index, r.score, r.query) for r in found.rows]
+    elif request.mode == "instance":
         if raw:
             instances = merge_instances(merging, frame, *raw, *limits)
         else:

@@ -13,7 +13,14 @@ from service.bundle import Bundle, load_repository
 from service.cores import usable_cores
 from service.errors import BadBundle
 from service.geometry import Size
-from service.tune.measure import Contender, Inputs, layouts_of_this_machine, measure
+from service.tune.measure import (
+    MEMORY_SHARE,
+    Contender,
+    Inputs,
+    available_bytes,
+    layouts_of_this_machine,
+    measure,
+)
 from service.tune.pick import (
     TWICE_PARAMETERS,
     pick_batch,
@@ -67,7 +74,7 @@ def tune(
             def advance(done: float, task: TaskID = task) -> None:
                 progress.update(task, completed=done)
 
-            entries += tune_model(bundle, choice, seconds, advance)
+            entries += tune_model(bundle, choice, seconds, advance, progress.console.print)
     console = Console(soft_wrap=True)
     console.print(tabulate(entries, machine.cores))
     write_profile(path, machine, datetime.now(UTC).isoformat(timespec="seconds"), entries)
@@ -76,19 +83,25 @@ def tune(
 
 
 def tune_model(
-    bundle: Bundle, choice: Choice, seconds: float, report: Callable[[float], None]
+    bundle: Bundle,
+    choice: Choice,
+    seconds: float,
+    report: Callable[[float], None],
+    say: Callable[[str], None],
 ) -> list[Entry]:
-    """Measure every canvas of a model and pick; ``report`` hears how many canvases are done."""
+    """Measure every canvas of a model and pick; ``report`` hears how many canvases are done, and
+    ``say`` what a user should know.
+    """
     bundle.verify()
-    grids = []
+    grids, layouts = [], layouts_of_this_machine()
     for index, canvas in enumerate(bundle.manifest.canvases):
-        inputs = Inputs(bundle.manifest, canvas)
-        contenders = [
-            Contender(
-                open_runtime(bundle, "serve", canvas, choice, threads, streams=streams), inputs
+        contenders = _contenders(bundle, choice, canvas, layouts)
+        if len(contenders) < len(layouts):
+            say(
+                f"{bundle.manifest.name} {canvas}: memory for {len(contenders)} of {len(layouts)} "
+                "layouts at once; those with more streams were not tried"
             )
-            for streams, threads in layouts_of_this_machine()
-        ]
+            layouts = layouts[: len(contenders)]
 
         def advance(share: float, before: int = index) -> None:
             report(before + share)
@@ -99,6 +112,7 @@ def tune_model(
             for contender in contenders:
                 contender.close()
     cores = usable_cores()
+    grids = [grid[: len(layouts)] for grid in grids]  # what every canvas was measured in
     chosen = pick_layout(grids, cores, bundle.manifest.parameters > TWICE_PARAMETERS)
     lone = {"lone_threads": pick_lone_threads(grids, chosen)}
     return [
@@ -132,6 +146,21 @@ def tabulate(entries: list[Entry], cores: int) -> Table:
             )
         table.add_section()
     return table
+
+
+def _contenders(
+    bundle: Bundle, choice: Choice, canvas: Size, layouts: Sequence[tuple[int, int]]
+) -> list[Contender]:
+    """The first layouts, as many as fit into memory beside each other and have room to run."""
+    inputs, found = Inputs(bundle.manifest, canvas), []
+    for streams, threads in layouts:
+        before = available_bytes()
+        runtime = open_runtime(bundle, "serve", canvas, choice, threads, streams=streams)
+        found.append(Contender(runtime, inputs))
+        left = available_bytes()
+        if (before - left) * MEMORY_SHARE > left:
+            break
+    return found
 
 
 def _entry(

@@ -155,16 +155,26 @@ def measure(
 def available_bytes(
     meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
 ) -> float:
-    """Memory that may still be taken, on the machine and in the container."""
+    """Memory that may still be taken, on the machine and in the container, whose limit counts files
+    in memory that go when they must.
+    """
     free = [float("inf")]
     try:
         lines = [line.split() for line in meminfo.read_text().splitlines()]
         free += [int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:"]
         limit, used = ((cgroup / f"memory.{name}").read_text() for name in ("max", "current"))
-        free.append(int(limit) - int(used))
+        free.append(int(limit) - int(used) + _files_in_memory(cgroup / "memory.stat"))
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         pass
     return min(free)
+
+
+def _files_in_memory(stat: Path) -> int:
+    try:
+        lines = [line.split() for line in stat.read_text().splitlines()]
+    except OSError:
+        return 0
+    return sum(int(line[1]) for line in lines if line[0] == "inactive_file")
 
 
 def _explore(contender: Contender, slice_s: float, batches: Sequence[int]) -> None:

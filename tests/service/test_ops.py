@@ -255,6 +255,10 @@ def test_metrics_count_by_what_is_served_and_never_by_what_clients_say() -> None
     assert response.headers["content-type"].startswith("text/plain")
     assert "evil" not in response.text.lower()
     requests = dict(re.findall(r"^saccade_requests_total\{(.*)\} (.*)$", response.text, re.M))
+    for status in ("200", "500", "503", "504"):  # for alerts, which miss a rise out of nothing
+        series = f'saccade_requests_total{{model="tiny",status="{status}",task="classify"}} 0.0'
+        assert series in before
+    assert 'saccade_padding_ratio_count{model="tiny"} 0.0' in before
     assert {labels: value for labels, value in requests.items() if value != "0.0"} == {
         'model="tiny",status="200",task="classify"': "2.0",
         'model="none",status="404",task="classify"': "1.0",

@@ -229,6 +229,8 @@ def test_memory_is_that_of_the_machine_or_of_a_tighter_container(tmp_path: Path)
     assert available_bytes(meminfo, tmp_path) == 4096
     (tmp_path / "memory.max").write_text("3000\n")
     assert available_bytes(meminfo, tmp_path) == 2000
+    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 500\nactive_file 100\n")
+    assert available_bytes(meminfo, tmp_path) == 2500
 
 
 @pytest.fixture
@@ -258,6 +260,21 @@ def test_a_model_is_measured_and_what_serves_best_lies_beside_it(
     chosen = next(one for one in entry.grid if one.streams == entry.streams)
     assert entry.batch in [point.batch for point in chosen.points]
     assert f"Written to {repository / 'tuning.json'}" in capsys.readouterr().out
+
+
+def test_where_memory_is_short_fewer_layouts_are_compared_and_that_is_said(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "layouts_of_this_machine", lambda: [(1, 1), (1, 2), (2, 2)])
+    free = iter([100, 90, 90, 60])  # before and after each: the second took more than a third
+    monkeypatch.setattr(command, "available_bytes", lambda: next(free))
+    wishes = {"runtime": "onnxruntime", "precision": "fp32"}
+    command.tune(repository, ["vit-scenes"], 0.05, None, wishes)
+    profile = read_tuning(repository / "tuning.json").of(this_machine())
+    assert profile is not None
+    (entry,) = profile.entries
+    assert [(one.streams, one.threads) for one in entry.grid] == [(1, 1), (1, 2)]
+    assert "memory for 2 of 3 layouts at once" in " ".join(capsys.readouterr().err.split())
 
 
 def test_nothing_is_measured_where_nothing_could_be_written(tmp_path: Path) -> None:
