@@ -126,7 +126,8 @@ def export_bundle(
     before the sample scenes. ``preprocessor`` stands in for the checkpoint's
     preprocessor_config.json, and ``labels`` for the names of its classes, see ``read_labels``.
     ``fast_pixels`` allows that pictures are resized in less time and, unless ``jpeg_scale`` is
-    None, that large JPEGs are decoded at a fraction, see ``bundle.Decoding``; that has to pass, too.
+    None, that large JPEGs are decoded at a fraction, see ``bundle.Decoding``; that has to pass,
+    too.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or is not supported.
