@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from service.api.serving import Serving
 from service.bundle import Bundle, GraphKind, find_bundle, load_bundle
 from service.errors import BadBundle, BadSettings, CannotLoad, NotReady, ServiceError, UnknownModel
 from service.settings import Settings
-from service.worker import loader, models
+from service.worker import models
 from service.worker.link import WorkerLink, WorkerState
 from service.worker.loader import Loader
 from service.worker.models import Models
@@ -413,7 +414,7 @@ def test_what_cannot_be_loaded_is_tried_again_ever_more_rarely(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, clock, tried = shelf.models(), Clock(), []
-    monkeypatch.setattr(loader.time, "monotonic", clock)
+    monkeypatch.setattr(time, "monotonic", clock)
     found.failed = {"tiny": "damaged"}
     monkeypatch.setattr(found, "retry", lambda report: tried.append(clock.now_s))
     trying = Loader(found, lambda *_: None, lambda: None, lambda: None)
