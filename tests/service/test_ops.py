@@ -284,7 +284,16 @@ def test_refusals_are_counted_by_reason() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [*sorted(PROBES), "/metrics", "/v1/models", "/v1/models/tiny", "/v2", "/docs", "/page/page.js", "/"],
+    [
+        *sorted(PROBES),
+        "/metrics",
+        "/v1/models",
+        "/v1/models/tiny",
+        "/v2",
+        "/docs",
+        "/page/page.js",
+        "/",
+    ],
 )
 def test_head_is_answered_as_get_without_a_body(path: str) -> None:
     with FakeApp().client() as client:
