@@ -46,7 +46,7 @@ from service.tuning import FILE, Around
 
 Found = dict[str, Any]
 
-MODELS = ("vit-scenes", "vit-tiny")
+MODELS = ("vit-scenes", "swin-scenes", "vit-tiny")
 SHARES = (0.2, 0.4, 0.6, 0.8)
 PART = 0.5  # of the duration, for one request at a time
 WITHIN = {"p50": 0.15, "p99": 0.25}
@@ -280,7 +280,7 @@ def _rounds(
 
     async def load(index: int, turn: int) -> None:
         tally, sent = loads[index]
-        due_s = arrivals(SHARES[index] * low[0].full_per_s, duration_s, 100 * turn + index)
+        due_s = arrivals(SHARES[index] * low[turn].full_per_s, duration_s, 100 * turn + index)
         sent.append(due_s)
         await open_loop(send, tally, due_s)
 
