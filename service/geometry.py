@@ -44,8 +44,9 @@ class Resize(BaseModel):
     be held back by ``longest_edge``; ``fit`` keeps it inside ``height`` x ``width``; ``none``
     leaves the picture as it is. ``multiple_of`` then stretches both sides up to a multiple.
 
-    ``rounding`` of ``shortest_edge`` is that of transformers: where the longest edge holds back,
-    the long side is derived from the unrounded short one.
+    ``rounding`` of ``shortest_edge``: where the longest edge holds back, "detr" rounds the short
+    side and derives the long one from it, "huggingface" derives the long one from the unrounded
+    short one, and "detectron2" rounds both half up.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +57,7 @@ class Resize(BaseModel):
     shortest_edge: int | None = Field(default=None, ge=1)
     longest_edge: int | None = Field(default=None, ge=1)
     multiple_of: int = Field(default=1, ge=1)
-    rounding: Literal["huggingface"] = "huggingface"
+    rounding: Literal["huggingface", "detr", "detectron2"] = "huggingface"
     interpolation: Interpolation = "bilinear"
 
     @model_validator(mode="after")
@@ -263,16 +264,39 @@ def _resized(resize: Resize, image: Size) -> Size:
 
 
 def _by_shortest_edge(resize: Resize, image: Size) -> tuple[int, int]:
-    """transformers ``get_size_with_aspect_ratio``."""
-    edge = resize.shortest_edge
-    assert edge is not None
+    assert resize.shortest_edge is not None
     short, long = sorted((image.height, image.width))
+    if resize.rounding == "detectron2":
+        new_short, new_long = _detectron2_edges(short, long, resize)
+    else:
+        new_short, new_long = _hugging_face_edges(short, long, resize)
+    if image.height <= image.width:
+        return new_short, new_long
+    return new_long, new_short
+
+
+def _hugging_face_edges(short: int, long: int, resize: Resize) -> tuple[int, int]:
+    """transformers ``get_size_with_aspect_ratio``, and DETR's ``datasets/transforms.py``."""
+    edge: int = resize.shortest_edge or 0
     exact: float = edge
     if resize.longest_edge is not None and long / short * edge > resize.longest_edge:
         exact = resize.longest_edge * short / long
         edge = round(exact)
-    other = long if short == edge else int(exact * long / short)
-    return (edge, other) if image.height <= image.width else (other, edge)
+        if resize.rounding == "detr" and exact > 0.5:  # below it DETR itself ends at no pixels
+            exact = edge
+    if short == edge:
+        return short, long
+    return edge, int(exact * long / short)
+
+
+def _detectron2_edges(short: int, long: int, resize: Resize) -> tuple[int, int]:
+    """detectron2 ``ResizeShortestEdge.get_output_shape``."""
+    new_short = float(resize.shortest_edge or 0)
+    new_long = new_short / short * long
+    if resize.longest_edge is not None and new_long > resize.longest_edge:
+        scale = resize.longest_edge / new_long
+        new_short, new_long = new_short * scale, new_long * scale
+    return int(new_short + 0.5), int(new_long + 0.5)
 
 
 def _for_canvas(geometry: Geometry, canvas: Size) -> Resize:

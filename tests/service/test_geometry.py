@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -28,9 +28,18 @@ def cropping(edge: int, side: int) -> Geometry:
     return Geometry(nominal=square(side), resize=resize, placement="crop")
 
 
-def padding(short: int, long: int, multiple_of: int = 1) -> Geometry:
+def padding(
+    short: int,
+    long: int,
+    rounding: Literal["huggingface", "detr", "detectron2"] = "huggingface",
+    multiple_of: int = 1,
+) -> Geometry:
     resize = Resize(
-        mode="shortest_edge", shortest_edge=short, longest_edge=long, multiple_of=multiple_of
+        mode="shortest_edge",
+        shortest_edge=short,
+        longest_edge=long,
+        rounding=rounding,
+        multiple_of=multiple_of,
     )
     return Geometry(nominal=Size(height=short, width=long), resize=resize, placement="pad")
 
@@ -42,24 +51,42 @@ geometries = st.one_of(
         padding,
         st.integers(1, 800),
         st.integers(800, 1400),
+        st.sampled_from(["huggingface", "detr", "detectron2"]),
         st.sampled_from([1, 32]),
     ),
 )
 
 
 @pytest.mark.parametrize(
-    ("image", "resized"),
+    ("rounding", "image", "resized"),
     [
-        ((375, 1242), "402x1333"),
-        ((1242, 375), "1333x402"),
-        ((480, 640), "800x1066"),
-        ((800, 900), "800x900"),
-        ((1, 5000), "1x1333"),
+        ("detr", (375, 1242), "402x1331"),
+        ("huggingface", (375, 1242), "402x1333"),
+        ("detectron2", (375, 1242), "402x1333"),
+        ("detr", (480, 640), "800x1066"),
+        ("huggingface", (480, 640), "800x1066"),
+        ("detectron2", (480, 640), "800x1067"),
+        ("detr", (800, 900), "800x900"),
+        ("huggingface", (1242, 375), "1333x402"),
+        ("detectron2", (640, 480), "1067x800"),
+        ("detr", (1, 5000), "1x1333"),
     ],
 )
-def test_edges_are_rounded_as_in_transformers(image: tuple[int, int], resized: str) -> None:
+def test_each_rounding_is_that_of_its_source(
+    rounding: Literal["huggingface", "detr", "detectron2"], image: tuple[int, int], resized: str
+) -> None:
     size = Size(height=image[0], width=image[1])
-    assert str(place(padding(800, 1333), size, square(1400)).resized) == resized
+    found = place(padding(800, 1333, rounding), size, square(1400))
+    assert str(found.resized) == resized
+
+
+def test_the_roundings_differ_as_often_as_was_measured() -> None:
+    grid = [Size(height=h, width=w) for h in range(200, 641, 7) for w in range(200, 641, 5)]
+    rules = [padding(800, 1333, name) for name in ("huggingface", "detr", "detectron2")]
+    found = [[place(rule, size, square(1400)).resized for size in grid] for rule in rules]
+    from_detr = [sum(a != b for a, b in zip(found[1], other, strict=True)) for other in found]
+    assert from_detr[0] / len(grid) == pytest.approx(0.166, abs=0.01)
+    assert from_detr[2] / len(grid) == pytest.approx(0.495, abs=0.01)
 
 
 def test_a_multiple_is_reached_by_stretching() -> None:
