@@ -27,15 +27,6 @@ _SWAGGER_SCRIPT, _SWAGGER_STYLE = "swagger-ui-bundle.js", "swagger-ui.css"
 router = APIRouter()
 
 
-def open_paths() -> frozenset[str]:
-    """What describes the interface, which is the same for everybody and names no model: a browser
-    loads it before anybody could show a key.
-    """
-    return frozenset(
-        ("/docs", "/openapi.json", *(f"/docs/{name}" for name in (_SWAGGER_SCRIPT, _SWAGGER_STYLE)))
-    )
-
-
 def protect(headers: list[tuple[bytes, bytes]]) -> None:
     """Add to an answer's headers what keeps browsers from guessing its type, framing it, or loading
     anything for it; a page that loads more has a policy of its own.

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import browsers, page
+from service.api import page
 from service.api.problems import refuse
 from service.errors import Forbidden, Overloaded, TooLarge, Unauthorized
 from service.keys import KeyRing
@@ -45,7 +45,6 @@ def access_rules(settings: Settings) -> dict[str, Any]:
         "admins": admins,
         "open_paths": PROBES
         | page.open_paths()
-        | browsers.open_paths()
         | ({METRICS} if settings.metrics_access == "open" else frozenset()),
     }
 

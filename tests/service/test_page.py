@@ -757,6 +757,7 @@ def test_a_server_with_keys_is_used_once_a_key_is_entered(
     server = start_server("--api-keys-file", str(keys), "--api-processes", "1")
     page = open_page(server.url)
     page.wait_for_selector("#key-dialog[open]")
+    assert not page.is_visible("#api-link"), "a link that cannot show the key"
     page.fill("#key-field", "wrong-0123456789abcdef")
     page.click("#key-use")
     page.wait_for_selector("#key-dialog[open]")

@@ -37,7 +37,10 @@ async function open() {
   try {
     models = (await getJson("/v1/models")).models;
   } catch (error) {
-    if (error.status === 401) host.askForKey();
+    if (error.status === 401) {
+      $("api-link").hidden = true; // a link cannot show a key
+      host.askForKey();
+    }
     return complain(error.status === 401 ? "This server asks for a key. Enter one under “Key”, above." : error.message);
   }
   complain("");
@@ -189,6 +192,7 @@ function listenToKey() {
 
 function showKey() {
   $("key-button").textContent = key.get() ? "Key set" : "Key";
+  if (key.get()) $("api-link").hidden = true;
 }
 
 function listenToTheme() {
